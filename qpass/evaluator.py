@@ -1,0 +1,102 @@
+"""The contract of an evaluator: look at one model, then compare what was seen."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import attrs
+import numpy as np
+import torch
+from torch.fx import GraphModule
+
+from qpass.errors import QpassError
+
+if TYPE_CHECKING:
+    from qpass.manager import PassContext
+
+Role = Literal["original", "quantized"]
+
+
+class EvaluationError(QpassError):
+    """An evaluator was asked for something this model or machine cannot give."""
+
+
+@attrs.frozen(kw_only=True)
+class Metric:
+    """One number of the report. `protocol` holds whatever determines it; unlike protocols never compare."""
+
+    name: str
+    value: float
+    better: Literal["higher", "lower"] = "higher"
+    unit: str = ""
+    subject: Literal["original", "quantized", "pair"] = "quantized"
+    protocol: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class Series:
+    """A curve for the report: `y` over `x`, where `x` may be numbers (timesteps) or names (nodes)."""
+
+    title: str
+    x: tuple[float | str, ...]
+    y: tuple[float, ...]
+    x_label: str = ""
+    y_label: str = ""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Observation:
+    """What an evaluator saw of one model: numbers, curves and images (uint8, N x H x W x 3), never the model."""
+
+    numbers: Mapping[str, float] = attrs.field(factory=dict)
+    series: Mapping[str, Series] = attrs.field(factory=dict)
+    images: Mapping[str, np.ndarray[Any, Any]] = attrs.field(factory=dict)
+
+    def merge(self, other: Observation) -> Observation:
+        """Both observations as one; images of one name are joined in order."""
+        images = dict(self.images)
+        for name, batch in other.images.items():
+            images[name] = np.concatenate([images[name], batch]) if name in images else batch
+        return Observation(
+            numbers={**self.numbers, **other.numbers},
+            series={**self.series, **other.series},
+            images=images,
+        )
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Subject:
+    """The model under observation; `folder` is its artifact on disk where it has one."""
+
+    role: Role
+    graph: GraphModule
+    folder: Path | None = None
+
+
+class Evaluator(ABC):
+    """Measures a model. Subclasses are `@attrs.frozen(kw_only=True)`; their fields are the recipe's options."""
+
+    name: ClassVar[str]
+    needs: ClassVar[Literal["images", "model"]] = "model"  # "images": the model must be able to sample
+    exact: ClassVar[bool] = True  # False: values vary between equal runs and go to timings.json
+
+    @abstractmethod
+    def observe(self, subject: Subject, ctx: PassContext) -> Observation:
+        """Look at one model. `ctx.reference` is its full-precision teacher."""
+
+    @abstractmethod
+    def score(self, candidate: Observation, reference: Observation | None) -> Sequence[Metric]:
+        """Turn the quantized model's observation, and the original's, into metrics."""
+
+
+def finite(value: float | torch.Tensor) -> float | None:
+    """The value as JSON can hold it: not finite is null.
+
+    >>> finite(float("inf")) is None
+    True
+    """
+    number = float(value)
+    return number if np.isfinite(number) else None

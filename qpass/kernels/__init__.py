@@ -1,0 +1,1 @@
+"""Quantized arithmetic: one plain-PyTorch reference, and one file for each backend."""

@@ -1,0 +1,176 @@
+"""Quantized arithmetic in plain PyTorch: what every other kernel is held to.
+
+A tensor is seen as (B, K, M): B samples, K sets of parameters, M values in each. `scale` and `zero` are (G, K),
+one row for each time group; `group` (B,) picks each sample's row. The order is fixed everywhere:
+`round(x * inv_scale) + zero`, in fp32, ties to even.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+WEIGHT, CHANNEL_FIRST, CHANNEL_LAST = "weight", "channel-first", "channel-last"
+
+
+def arrange(x: Tensor, layout: str, granularity: str, group_size: int) -> Tensor:
+    """x as (B, K, M), its values by parameter set. A weight has B = 1; a short last group is padded with zeros.
+
+    >>> arrange(torch.zeros(8, 6, 3, 3), "weight", "channel", 0).shape
+    torch.Size([1, 8, 54])
+    >>> arrange(torch.zeros(5, 6, 4, 4), "channel-first", "group", 4).shape
+    torch.Size([5, 2, 64])
+    """
+    if layout == WEIGHT:
+        rows = x.reshape(1, x.shape[0], x.shape[1], -1)
+        if granularity == "tensor":
+            return rows.reshape(1, 1, -1)
+        if granularity == "channel":
+            return rows.reshape(1, x.shape[0], -1)
+        padded = _pad(rows, 2, group_size)
+        return padded.reshape(1, x.shape[0] * (padded.shape[2] // group_size), -1)
+    batch = x.shape[0]
+    if granularity == "tensor":
+        return x.reshape(batch, 1, -1)
+    if granularity == "token":
+        tokens = x.flatten(2).transpose(1, 2) if layout == CHANNEL_FIRST else x.reshape(batch, -1, x.shape[-1])
+        return tokens
+    channels = x.flatten(2) if layout == CHANNEL_FIRST else x.reshape(batch, -1, x.shape[-1]).transpose(1, 2)
+    if granularity == "channel":
+        return channels
+    padded = _pad(channels, 1, group_size)
+    return padded.reshape(batch, padded.shape[1] // group_size, -1)
+
+
+def _pad(x: Tensor, dim: int, multiple: int) -> Tensor:
+    short = -x.shape[dim] % multiple
+    if not short:
+        return x
+    shape = list(x.shape)
+    shape[dim] = short
+    return torch.cat([x, x.new_zeros(shape)], dim)
+
+
+def spread(values: Tensor, x: Tensor, layout: str, granularity: str, group_size: int) -> Tensor:
+    """Parameters (B, K), or (1, K) for all samples, shaped to broadcast against x: the inverse of `arrange`."""
+    if layout == WEIGHT:
+        if granularity == "tensor":
+            return values.reshape([1] * x.dim())
+        if granularity == "channel":
+            return values.reshape([-1] + [1] * (x.dim() - 1))
+        wide = values.reshape(x.shape[0], -1).repeat_interleave(group_size, 1)[:, : x.shape[1]]
+        return wide.reshape(list(wide.shape) + [1] * (x.dim() - 2))
+    rows = values.shape[0]
+    if granularity == "tensor":
+        return values.reshape([rows] + [1] * (x.dim() - 1))
+    if granularity == "token":
+        if layout == CHANNEL_FIRST:
+            return values.reshape([rows, 1, *x.shape[2:]])
+        return values.reshape([rows, *x.shape[1:-1], 1])
+    channels = x.shape[1] if layout == CHANNEL_FIRST else x.shape[-1]
+    if granularity == "group":
+        values = values.repeat_interleave(group_size, 1)[:, :channels]
+    if layout == CHANNEL_FIRST:
+        return values.reshape([rows, channels] + [1] * (x.dim() - 2))
+    return values.reshape([rows] + [1] * (x.dim() - 2) + [channels])
+
+
+def levels(bits: int | Tensor, symmetric: bool) -> tuple[int | Tensor, int | Tensor]:
+    """The lowest and highest code: -2^(b-1) .. 2^(b-1)-1 if symmetric, else 0 .. 2^b-1.
+
+    >>> levels(8, True), levels(4, False)
+    ((-128, 127), (0, 15))
+    """
+    if symmetric:
+        return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    return 0 * bits, 2**bits - 1
+
+
+def encode_affine(x: Tensor, scale: Tensor, zero: Tensor, low: int | Tensor, high: int | Tensor) -> Tensor:
+    """Codes of x, as fp32 integers; every argument broadcasts against x."""
+    codes = torch.round(x.float() * scale.reciprocal()).add_(zero)
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        return torch.minimum(torch.maximum(codes, torch.as_tensor(low)), torch.as_tensor(high))
+    return codes.clamp_(low, high)
+
+
+def fake_quantize_affine(
+    x: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    low: int,
+    high: int,
+    layout: str,
+    granularity: str,
+    group_size: int,
+    group: Tensor | None = None,
+) -> Tensor:
+    """x rounded to its codes and back, in x's own dtype. `group` (B,) picks rows of scale and zero."""
+    if group is not None:
+        scale, zero = scale[group], zero[group]
+    s = spread(scale, x, layout, granularity, group_size)
+    z = spread(zero, x, layout, granularity, group_size)
+    return encode_affine(x, s, z, low, high).sub_(z).mul_(s).to(x.dtype)
+
+
+def fake_quantize_dynamic(
+    x: Tensor, bits: int, symmetric: bool, layout: str, granularity: str, group_size: int
+) -> Tensor:
+    """x rounded with a scale taken from each sample as it comes."""
+    values = arrange(x, layout, granularity, group_size)
+    scale, zero = affine_from_range(values.amin(2), values.amax(2), bits, symmetric)
+    low, high = levels(bits, symmetric)
+    s = spread(scale, x, layout, granularity, group_size)
+    z = spread(zero, x, layout, granularity, group_size)
+    return encode_affine(x, s, z, low, high).sub_(z).mul_(s).to(x.dtype)
+
+
+def fake_quantize_codebook(
+    x: Tensor,
+    scale: Tensor,
+    thresholds: Tensor,
+    table: Tensor,
+    layout: str,
+    granularity: str,
+    group_size: int,
+    group: Tensor | None = None,
+) -> Tensor:
+    """x rounded to the nearest of `table * scale`; `thresholds` lie between neighbours of the table."""
+    if group is not None:
+        scale = scale[group]
+    s = spread(scale, x, layout, granularity, group_size)
+    return table[encode_codebook(x, s, thresholds)].mul_(s).to(x.dtype)
+
+
+def encode_codebook(x: Tensor, scale: Tensor, thresholds: Tensor) -> Tensor:
+    """Indices into the table; scale broadcasts against x."""
+    return torch.bucketize(x.float() * scale.reciprocal(), thresholds)
+
+
+def affine_from_range(
+    low: Tensor, high: Tensor, bits: int | Tensor, symmetric: bool
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of a range, which is widened to hold 0. An empty range gets scale 1.
+
+    >>> affine_from_range(torch.tensor(-1.0), torch.tensor(2.0), 2, False)
+    (tensor(1.), tensor(1.))
+    """
+    low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
+    bottom, top = levels(bits, symmetric)
+    if symmetric:
+        scale = torch.maximum(-low / -bottom, high / top)
+    else:
+        scale = (high - low) / (top - bottom)
+    # below this 1/scale overflows: such a tensor is zero for every purpose
+    scale = torch.where(scale > 1e-30, scale, torch.ones_like(scale))
+    zero = torch.zeros_like(scale) if symmetric else torch.round(-low * scale.reciprocal())
+    return scale, zero
+
+
+def time_group(t: Tensor, edges: Tensor) -> Tensor:
+    """Which group of timesteps each sample is in: the number of edges that are <= t.
+
+    >>> time_group(torch.tensor([0, 499, 500]), torch.tensor([250.0, 500.0]))
+    tensor([0, 1, 2])
+    """
+    return torch.bucketize(t.to(edges.dtype), edges, right=True)

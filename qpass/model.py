@@ -1,0 +1,97 @@
+"""The contract of a model adapter: how a model is found, loaded, called, and sampled from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from qpass.errors import ModelError
+from qpass.progress import Progress
+from qpass.sampling import Denoise, Sampler, Sampling, trajectory
+
+
+class ModelAdapter(ABC):
+    """One source of models. Subclasses are frozen attrs classes; their fields are the recipe's options.
+
+    A loaded module is used as `call(module, x, t, *cond)`; `example()` is such an `(x, t, *cond)`.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def load(self) -> nn.Module:
+        """The full-precision module in eval mode, on the CPU. Raises `ModelError` with a way out."""
+
+    @abstractmethod
+    def skeleton(self) -> nn.Module:
+        """The same module without its weights: cheap, and made before any weight is read."""
+
+    @abstractmethod
+    def example(self, batch: int = 2) -> tuple[Tensor, ...]:
+        """Seeded inputs `(x, t, *cond)` of the right shapes."""
+
+    @abstractmethod
+    def config(self) -> Mapping[str, Any]:
+        """The architecture as plain JSON data. It travels in artifacts."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of everything that determines the weights."""
+
+    def call(self, module: nn.Module, *inputs: Tensor) -> Tensor:
+        """Call the module as `denoise(x, t, *cond)`."""
+        output: Tensor = module(*inputs)
+        return output
+
+    def dynamic(self) -> tuple[tuple[int, ...], ...] | None:
+        """Which dimensions of each example tensor may change; None means the first of each."""
+        return None
+
+    def signature(self) -> Mapping[str, Any] | None:
+        """How the original class is called, as plain data, so that a loaded artifact can be called alike."""
+        return None
+
+    def cannot_sample(self) -> str | None:
+        """Why no images can be drawn from this model, or None if they can."""
+        return f"model {self.name!r} does not say how images are drawn from it"
+
+    def sampler(self) -> Sampler:
+        """What sampling needs to know; only called where `cannot_sample()` is None."""
+        raise ModelError(self.cannot_sample() or f"model {self.name!r} has no sampler")
+
+    def sample(
+        self,
+        denoise: Denoise,
+        *,
+        seed: int,
+        count: int,
+        sampling: Sampling,
+        device: torch.device,
+        stream: str = "evaluation",
+        dtype: torch.dtype = torch.float32,
+        progress: Progress | None = None,
+        title: str = "sample",
+    ) -> Iterator[Tensor]:
+        """Draw `count` images, as uint8 batches N x H x W x 3 on the CPU."""
+        if reason := self.cannot_sample():
+            raise ModelError(reason)
+        sampler = self.sampler()
+        with (progress or Progress()).task(title, count * sampling.steps) as task:
+            for start in range(0, count, sampling.batch):
+                indices = range(start, min(start + sampling.batch, count))
+                x: Tensor | None = None
+                for moment in trajectory(
+                    denoise, sampler, sampling,
+                    seed=seed, stream=stream, indices=indices, device=device, dtype=dtype,
+                ):  # fmt: skip
+                    x = moment.after
+                    task.advance(len(indices))
+                assert x is not None  # a sampling has at least one step
+                yield sampler.decode(x).cpu()
+
+
+Call = Callable[..., Tensor]

@@ -1,0 +1,133 @@
+"""Progress of long work: bars with time left and peak memory on a terminal, plain lines elsewhere, or nothing."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+
+class Task:
+    """One piece of work of known length. This one is silent."""
+
+    def advance(self, amount: int = 1) -> None:
+        """Say that `amount` more of it is done."""
+
+
+class Progress:
+    """Silent progress; the base of the two that speak."""
+
+    @contextmanager
+    def task(self, title: str, total: int) -> Iterator[Task]:
+        """Announce work of `total` units for as long as the block runs."""
+        yield Task()
+
+    def say(self, line: str) -> None:
+        """One line for the reader."""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+def peak_memory_mb() -> float:
+    """The largest resident size of this process so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+class _LineTask(Task):
+    def __init__(self, title: str, total: int, out: TextIO, every: float) -> None:
+        self.title, self.total, self.out, self.every = title, total, out, every
+        self.done, self.started = 0, time.monotonic()
+        self.spoke = self.started
+
+    def advance(self, amount: int = 1) -> None:
+        self.done += amount
+        now = time.monotonic()
+        if now - self.spoke >= self.every and 0 < self.done < self.total:
+            self.spoke = now
+            left = (now - self.started) / self.done * (self.total - self.done)
+            print(f"  {self.title}: {self.done}/{self.total}, {left:.0f} s left", file=self.out, flush=True)
+
+
+class LineProgress(Progress):
+    """One line when work starts, ends, and every few seconds between."""
+
+    def __init__(self, out: TextIO | None = None, every: float = 5.0) -> None:
+        self.out, self.every = out or sys.stderr, every
+
+    @contextmanager
+    def task(self, title: str, total: int) -> Iterator[Task]:
+        started = time.monotonic()
+        yield _LineTask(title, total, self.out, self.every)
+        took = time.monotonic() - started
+        self.say(f"  {title}: done in {took:.1f} s, peak memory {peak_memory_mb():.0f} MB")
+
+    def say(self, line: str) -> None:
+        print(line, file=self.out, flush=True)
+
+
+class _BarTask(Task):
+    def __init__(self, bars: RichProgress, task: TaskID) -> None:
+        self.bars, self.id = bars, task
+
+    def advance(self, amount: int = 1) -> None:
+        self.bars.update(self.id, advance=amount, memory=f"{peak_memory_mb():.0f} MB")
+
+
+class BarProgress(Progress):
+    """Nested bars that vanish when done, leaving one line each."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars = RichProgress(
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[memory]}"),
+            console=console,
+            transient=True,
+        )
+
+    @contextmanager
+    def task(self, title: str, total: int) -> Iterator[Task]:
+        started = time.monotonic()
+        handle = self.bars.add_task(title, total=total, memory="")
+        try:
+            yield _BarTask(self.bars, handle)
+        finally:
+            self.bars.remove_task(handle)
+        took = time.monotonic() - started
+        self.say(f"  {title}: done in {took:.1f} s, peak memory {peak_memory_mb():.0f} MB")
+
+    def say(self, line: str) -> None:
+        self.bars.console.print(line, markup=False, highlight=False)
+
+    def __enter__(self) -> Progress:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+
+def for_terminal(out: TextIO | None = None) -> Progress:
+    """Bars where a person watches, lines where a file does."""
+    console = Console(file=out or sys.stderr)
+    return BarProgress(console) if console.is_terminal else LineProgress(out)
