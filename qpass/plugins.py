@@ -75,9 +75,7 @@ def catalog(files: Sequence[Path] = ()) -> Catalog:
         except Exception as error:
             raise PluginError(f"plugin {str(file)!r} cannot be loaded: {_one_line(error)}") from error
     classes = {kind: _collect(manager, kind, broken, files) for kind in KINDS}
-    return Catalog(
-        classes=classes, ops=_collect_ops(manager, broken), broken=tuple(broken), hook=manager.hook
-    )
+    return Catalog(classes=classes, ops=_collect_ops(manager, broken), broken=tuple(broken), hook=manager.hook)
 
 
 def _one_line(error: BaseException) -> str:
@@ -159,9 +157,7 @@ def _check(kind: str, classes: Any) -> None:
             raise TypeError(f"{cls.__qualname__} must be an attrs class: decorate it @attrs.frozen(kw_only=True)")
 
 
-def _collect_ops(
-    manager: pluggy.PluginManager, broken: list[Broken]
-) -> dict[str, tuple[Callable[..., Any], str]]:
+def _collect_ops(manager: pluggy.PluginManager, broken: list[Broken]) -> dict[str, tuple[Callable[..., Any], str]]:
     """Graph ops by the name they have in an artifact, each with the plugin that brings it."""
     ops: dict[str, tuple[Callable[..., Any], str]] = {}
     for impl in manager.hook.register_ops.get_hookimpls():

@@ -145,9 +145,7 @@ def params_from_range(low: Tensor, high: Tensor, spec: QuantSpec) -> QParams:
         table, thresholds = codebook(spec, low.device)
         scale = torch.maximum(low.abs(), high.abs()).float()
         scale = torch.where(scale > 1e-30, scale, torch.ones_like(scale))
-        return QParams(
-            kind="codebook", tensors={"scale": scale, "thresholds": thresholds, "table": table}
-        )
+        return QParams(kind="codebook", tensors={"scale": scale, "thresholds": thresholds, "table": table})
     bits: int | Tensor = spec.widest
     if isinstance(spec.bits, tuple):
         # parameter sets of one output channel stand together

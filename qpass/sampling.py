@@ -103,9 +103,7 @@ def make_scheduler(sampling: Sampling, config: Mapping[str, Any]) -> Any:
 def plain_plan(sampling: Sampling, config: Mapping[str, Any]) -> StepPlan:
     """The steps a sampler takes when no pass has a say."""
     times = [int(t) for t in make_scheduler(sampling, config).timesteps]
-    return StepPlan(
-        steps=tuple(Step(t=t, t_prev=p) for t, p in zip(times, [*times[1:], -1], strict=True))
-    )
+    return StepPlan(steps=tuple(Step(t=t, t_prev=p) for t, p in zip(times, [*times[1:], -1], strict=True)))
 
 
 def trajectory(

@@ -1,6 +1,6 @@
 """How one tensor is quantized, in words a recipe can hold. Nothing here needs torch.
 
-    <int2..int8 | fp8-e4m3 | fp8-e5m2 | nf4 | log2[:BITS]> <tensor | channel | token | group:N> [sym | asym] [dynamic] [time:G]
+<int2..int8 | fp8-e4m3 | fp8-e5m2 | nf4 | log2[:BITS]> <tensor | channel | token | group:N> [sym | asym] [dynamic] [time:G]
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from attrs import validators as v
 
 Granularity = Literal["tensor", "channel", "token", "group"]
 GRAMMAR = (
-    "<int2..int8|fp8-e4m3|fp8-e5m2|nf4|log2[:BITS]> <tensor|channel|token|group:N> "
-    "[sym|asym] [dynamic] [time:G]"
+    "<int2..int8|fp8-e4m3|fp8-e5m2|nf4|log2[:BITS]> <tensor|channel|token|group:N> [sym|asym] [dynamic] [time:G]"
 )
 _CODEBOOK_BITS = {"fp8-e4m3": 8, "fp8-e5m2": 8, "nf4": 4}
 

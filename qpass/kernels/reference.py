@@ -147,9 +147,7 @@ def encode_codebook(x: Tensor, scale: Tensor, thresholds: Tensor) -> Tensor:
     return torch.bucketize(x.float() * scale.reciprocal(), thresholds)
 
 
-def affine_from_range(
-    low: Tensor, high: Tensor, bits: int | Tensor, symmetric: bool
-) -> tuple[Tensor, Tensor]:
+def affine_from_range(low: Tensor, high: Tensor, bits: int | Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
     """Scale and zero point of a range, which is widened to hold 0. An empty range gets scale 1.
 
     >>> affine_from_range(torch.tensor(-1.0), torch.tensor(2.0), 2, False)
