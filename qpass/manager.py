@@ -112,6 +112,10 @@ class Stages:
         """Keep the run up to and including pass `index`."""
 
 
+def _fields(step: Pass) -> Mapping[str, Any]:
+    return attrs.asdict(step, recurse=False)  # type: ignore[arg-type]
+
+
 class PassManager:
     """Runs passes in the order given. It never reorders, skips or adds any."""
 
@@ -123,7 +127,7 @@ class PassManager:
         stages: Stages | None = None,
     ) -> None:
         self.passes, self.hook = tuple(passes), hook
-        self.options = options or (lambda step: attrs.asdict(step, recurse=False))
+        self.options = options or _fields
         self.stages = stages or Stages()
 
     def run(self, graph: GraphModule, ctx: PassContext) -> Run:

@@ -151,7 +151,7 @@ def _check(kind: str, classes: Any) -> None:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise TypeError(f"{cls.__qualname__}.name must be kebab-case text, not {name!r}")
         if inspect.isabstract(cls):
-            missing = ", ".join(sorted(cls.__abstractmethods__))
+            missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
             raise TypeError(f"{cls.__qualname__} does not define {missing}")
         if kind != "kernels" and not attrs.has(cls):
             raise TypeError(f"{cls.__qualname__} must be an attrs class: decorate it @attrs.frozen(kw_only=True)")
@@ -162,7 +162,7 @@ def _collect_ops(manager: pluggy.PluginManager, broken: list[Broken]) -> dict[st
     ops: dict[str, tuple[Callable[..., Any], str]] = {}
     for impl in manager.hook.register_ops.get_hookimpls():
         try:
-            for op in impl.function():
+            for op in impl.function():  # type: ignore[attr-defined]
                 ops[f"{op.__module__}:{op.__qualname__}"] = (op, impl.plugin_name)
         except Exception as error:
             broken.append(Broken(plugin=impl.plugin_name, reason=_one_line(error)))

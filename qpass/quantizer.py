@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import attrs
 import torch
@@ -61,7 +61,8 @@ def dequantize(
     """The fp32 values that codes stand for."""
     scale = _spread(tensors["scale"], codes, spec, layout, group)
     if spec.kind == "codebook":
-        return tensors["table"][codes.long()] * scale
+        values: Tensor = tensors["table"][codes.long()] * scale
+        return values
     return (codes.float() - _spread(tensors["zero"], codes, spec, layout, group)) * scale
 
 
@@ -192,8 +193,3 @@ _NF4 = (
     0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
     0.7229568362236023, 1.0,
 )  # fmt: skip
-
-
-def describe(quantizer: Quantizer) -> Mapping[str, Any]:
-    """The quantizer as a recipe would write it."""
-    return {"use": quantizer.name, **attrs.asdict(quantizer)}

@@ -1,6 +1,7 @@
 """How one tensor is quantized, in words a recipe can hold. Nothing here needs torch.
 
-<int2..int8 | fp8-e4m3 | fp8-e5m2 | nf4 | log2[:BITS]> <tensor | channel | token | group:N> [sym | asym] [dynamic] [time:G]
+A quantizer's text: `<int2..int8|fp8-e4m3|fp8-e5m2|nf4|log2[:BITS]> <tensor|channel|token|group:N>
+[sym|asym] [dynamic] [time:G]`.
 """
 
 from __future__ import annotations

@@ -33,8 +33,7 @@ def arrange(x: Tensor, layout: str, granularity: str, group_size: int) -> Tensor
     if granularity == "tensor":
         return x.reshape(batch, 1, -1)
     if granularity == "token":
-        tokens = x.flatten(2).transpose(1, 2) if layout == CHANNEL_FIRST else x.reshape(batch, -1, x.shape[-1])
-        return tokens
+        return x.flatten(2).transpose(1, 2) if layout == CHANNEL_FIRST else x.reshape(batch, -1, x.shape[-1])
     channels = x.flatten(2) if layout == CHANNEL_FIRST else x.reshape(batch, -1, x.shape[-1]).transpose(1, 2)
     if granularity == "channel":
         return channels
@@ -155,10 +154,7 @@ def affine_from_range(low: Tensor, high: Tensor, bits: int | Tensor, symmetric: 
     """
     low, high = low.float().clamp(max=0.0), high.float().clamp(min=0.0)
     bottom, top = levels(bits, symmetric)
-    if symmetric:
-        scale = torch.maximum(-low / -bottom, high / top)
-    else:
-        scale = (high - low) / (top - bottom)
+    scale = torch.maximum(low / bottom, high / top) if symmetric else (high - low) / (top - bottom)
     # below this 1/scale overflows: such a tensor is zero for every purpose
     scale = torch.where(scale > 1e-30, scale, torch.ones_like(scale))
     zero = torch.zeros_like(scale) if symmetric else torch.round(-low * scale.reciprocal())
