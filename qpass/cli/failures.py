@@ -1,0 +1,82 @@
+"""Say what went wrong in one line, and choose the exit code: 2 the user's mistake, 1 ours, 130 interrupted."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+
+import click
+
+from qpass.errors import QpassError, StorageError
+
+_STORAGE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+}
+
+
+def report(error: BaseException, *, debug: bool) -> int:
+    """Print the error to stderr, its traceback only where asked for, and return the exit code."""
+    if debug and not isinstance(error, click.ClickException):
+        traceback.print_exception(error)
+    if isinstance(error, OSError) and error.errno in _STORAGE:
+        error = storage(error)
+    if isinstance(error, click.ClickException):
+        _say("error:", _usage(error))
+        return error.exit_code
+    if isinstance(error, QpassError):
+        _say("error:", _with_notes(error))
+        return error.exit_code
+    hint = "" if debug else "\n  --debug shows the traceback"
+    _say("this is a bug in qpass:", f"{type(error).__name__}: {_with_notes(error)}{hint}")
+    return 1
+
+
+def interrupted(command: str | None) -> int:
+    """Only a run keeps its stages, so only a run can promise to go on where it stopped."""
+    click.echo("interrupted; the same command resumes" if command == "run" else "interrupted", err=True)
+    return 130
+
+
+def broken_pipe() -> int:
+    """Whoever read our output has left. Say nothing, and keep the interpreter from saying it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141  # what a shell reports of a program ended by SIGPIPE
+
+
+def storage(error: OSError) -> StorageError:
+    """A disk's refusal as an error of ours, with the file and the way out.
+
+    >>> str(storage(OSError(errno.ENOSPC, "No space left on device", "runs/a/x")))
+    "the disk is full: 'runs/a/x'; make room there, or choose another folder with --out"
+    """
+    assert error.errno is not None  # or it would not have been looked up
+    where = f": {error.filename!r}" if error.filename else ""
+    cure = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "allow writing"
+    failure = StorageError(f"{_STORAGE[error.errno]}{where}; {cure} there, or choose another folder with --out")
+    for note in getattr(error, "__notes__", ()):
+        failure.add_note(note)
+    return failure
+
+
+def _usage(error: click.ClickException) -> str:
+    message = error.format_message()
+    if type(error) is click.BadParameter and error.param is not None:
+        name = error.param.opts[0] if isinstance(error.param, click.Option) else error.param.human_readable_name
+        message = f"{name}: {error.message}"
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        message += f"\n  `{error.ctx.command_path} --help` explains the command"
+    return message
+
+
+def _with_notes(error: BaseException) -> str:
+    return "\n  ".join([str(error), *getattr(error, "__notes__", ())])
+
+
+def _say(head: str, text: str) -> None:
+    color = False if os.environ.get("NO_COLOR") else None
+    click.echo(f"{click.style(head, fg='red', bold=True)} {text}", err=True, color=color)

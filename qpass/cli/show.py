@@ -1,0 +1,149 @@
+"""`qpass show`: everything about one name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+
+from qpass.cli import describe, options, page, recipes
+from qpass.errors import QpassError, did_you_mean
+from qpass.plugins import SINGULAR, Catalog
+
+# how a recipe's text takes each kind into use
+USE = {
+    "passes": '[[passes]] use = "{}"',
+    "models": '[model] use = "{}"',
+    "evaluators": '[[evaluators]] use = "{}"',
+    "analyses": '[calibration] use = "{}"',
+    "sections": "[{}]",
+}
+
+
+@click.command("show", short_help="Show the options of a plugin, or a recipe.", epilog=options.EXIT_CODES)
+@click.argument("name", metavar="NAME|RECIPE", shell_complete=recipes.complete)
+@options.plugin
+@options.as_json
+@options.debug
+def command(name: str, plugins: tuple[Path, ...], as_json: bool) -> None:
+    """Show what a name means.
+
+    Of a pass, model, evaluator, quantizer or analysis: what it does, and each option with its type, default,
+    meaning and valid values; of a pass also what it needs of the passes before it, and what it provides. Of a
+    recipe, by name or path: its text. `sampling` shows the options of the recipe's section of that name. Where
+    several kinds have the name, all of them are shown.
+
+    \b
+    Examples:
+      qpass show assign
+      qpass show tcaq-w4a4
+      qpass show sampling
+      qpass show my-pass --plugin my_pass.py --json
+
+    JSON is a list, as a name may mean several things.
+    """
+    entries = find(name, plugins)
+    if as_json:
+        click.echo(json.dumps(entries, indent=2))
+    else:
+        click.echo("\n".join(map(render, entries)), nl=False)
+
+
+def find(name: str, plugins: tuple[Path, ...], shelf: Path = recipes.SHELF) -> list[dict[str, Any]]:
+    """Everything of that name; a `QpassError` with the nearest name where there is nothing."""
+    if recipes.is_path(name):
+        return [recipe_entry(recipes.read(Path(name)))]
+    catalog = options.catalog(plugins)
+    kinds = [kind for kind in SINGULAR if kind != "kernels"]
+    entries = [
+        class_entry(kind, name, catalog.classes[kind][name]) for kind in kinds if name in catalog.classes[kind]
+    ]
+    if name in SECTIONS:
+        entries.append(section_entry(name))
+    if name in recipes.names(shelf):
+        entries.append(recipe_entry(recipes.read(shelf / f"{name}.toml")))
+    if not entries:
+        raise QpassError(_nothing(name, catalog, (*SECTIONS, *recipes.names(shelf))))
+    return entries
+
+
+SECTIONS = ("sampling",)
+
+
+def section_entry(name: str) -> dict[str, Any]:
+    """A section of the recipe whose options are the core's own."""
+    from qpass.sampling import Sampling
+
+    return class_entry("sections", name, Sampling)
+
+
+def class_entry(kind: str, name: str, cls: type) -> dict[str, Any]:
+    """A plugin class as plain data."""
+    return {
+        "kind": SINGULAR.get(kind, "section"),
+        "name": name,
+        "package": describe.origin(cls),
+        "class": f"{cls.__module__}.{cls.__qualname__}",
+        "use": USE.get(kind, "").format(name),
+        "doc": describe.docstring(cls),
+        "facts": describe.facts(kind, cls),
+        "options": [{**attrs.asdict(o), "required": o.required} for o in describe.options(cls)],
+    }
+
+
+def recipe_entry(recipe: recipes.RecipeFile) -> dict[str, Any]:
+    """A recipe as plain data."""
+    return {
+        "kind": "recipe",
+        "name": recipe.name,
+        "path": str(recipe.path),
+        "description": recipe.description,
+        "presets": sorted(recipe.data.get("presets", {})),
+        "text": recipe.text,
+    }
+
+
+def render(entry: dict[str, Any]) -> str:
+    """One entry as a page of text."""
+    sheet = page.formatter()
+    if entry["kind"] == "recipe":
+        return f"# recipe {entry['name']}: {entry['path']}\n{entry['text'].rstrip()}\n"
+    sheet.write(f"{entry['kind']} {entry['name']} [{entry['package']}]\n")
+    if entry["use"]:
+        sheet.write(f"  {entry['use']}\n")
+    sheet.write(f"\n{entry['doc'] or 'Its author has not described it.'}\n")
+    if entry["facts"]:
+        sheet.write_paragraph()
+        sheet.write_dl([(fact, _words(value)) for fact, value in entry["facts"].items()])
+    if entry["options"]:
+        with sheet.section("Options"):
+            sheet.write_dl([(_head(option), _meaning(option)) for option in entry["options"]])
+    else:
+        sheet.write("\nIt has no options.\n")
+    return sheet.getvalue()
+
+
+def _head(option: dict[str, Any]) -> str:
+    return f"{option['name']}: {option['type']}" + ("" if option["required"] else f" = {option['default']}")
+
+
+def _meaning(option: dict[str, Any]) -> str:
+    must = "must be given" if option["required"] else ""
+    return "; ".join(filter(None, [option["help"], option["valid"], must]))
+
+
+def _words(value: str | bool | list[str]) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return (", ".join(value) or "nothing") if isinstance(value, list) else value
+
+
+def _nothing(name: str, catalog: Catalog, others: tuple[str, ...]) -> str:
+    known = {n for kind, classes in catalog.classes.items() if kind != "kernels" for n in classes} | {*others}
+    message = f"nothing is named {name!r}, {did_you_mean(name, known)}"
+    if catalog.broken:
+        message += f" (broken plugins: {', '.join(b.plugin for b in catalog.broken)}; see `qpass list passes`)"
+    return message
