@@ -99,12 +99,21 @@ class Summary:
     counts: Tensor
 
 
-def summarise(batches: Batches, spec: QuantSpec, bins: int = 4096, exact_below: int = 1 << 22) -> Summary:
-    """Stream values into ranges, then into histograms; a small single-group set is kept as it is."""
-    groups = spec.time_groups
+@attrs.frozen(kw_only=True, eq=False)
+class Ranges:
+    """The least and greatest value of each (G, K), and which time groups saw any; the others take them all."""
+
+    low: Tensor
+    high: Tensor
+    seen: Tensor
+    batches: int
+    total: int
+
+
+def ranges(batches: Batches, groups: int) -> Ranges:
+    """Stream values into ranges."""
     low = high = seen = None
     total = count = 0
-    only: Tensor | None = None
     for values, group in batches():
         values = values.float()
         if low is None or high is None or seen is None:
@@ -116,26 +125,35 @@ def summarise(batches: Batches, spec: QuantSpec, bins: int = 4096, exact_below: 
         low.scatter_reduce_(0, index, values.amin(2), "amin")
         high.scatter_reduce_(0, index, values.amax(2), "amax")
         seen[group] = True
-        total, count, only = total + values.numel(), count + 1, values
-    if low is None or high is None or seen is None or only is None:
+        total, count = total + values.numel(), count + 1
+    if low is None or high is None or seen is None:
         raise ValueError("nothing to fit: no values were recorded")
     low[~seen], high[~seen] = low[seen].amin(0), high[seen].amax(0)
     if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
         raise ValueError("the recorded values hold infinities or NaN, so no range fits them")
-    if groups == 1 and count == 1 and total <= exact_below:
-        # (B, K, M) of one batch as (1, K, B * M)
+    return Ranges(low=low, high=high, seen=seen, batches=count, total=total)
+
+
+def summarise(batches: Batches, spec: QuantSpec, bins: int = 4096, exact_below: int = 1 << 22) -> Summary:
+    """Stream values into ranges, then into histograms; a small single-group set is kept as it is."""
+    found = ranges(batches, spec.time_groups)
+    low, high = found.low, found.high
+    if spec.time_groups == 1 and found.batches == 1 and found.total <= exact_below:
+        only = next(iter(batches()))[0].float()
+        # (B, K, M) as (1, K, B * M)
         kept = only.transpose(0, 1).reshape(1, only.shape[1], -1)
         return Summary(low=low, high=high, values=kept, counts=torch.ones_like(kept))
     bins = max(256, min(bins, (1 << 24) // low.numel()))
     width = ((high - low) / bins).clamp(min=1e-30)
     counts = torch.zeros(low.numel() * bins, device=low.device)
+    sets = torch.arange(low.shape[1], device=low.device)
     for values, group in batches():
-        rows = group.reshape(-1, 1) * low.shape[1] + torch.arange(low.shape[1], device=low.device)
+        rows = group.reshape(-1, 1) * low.shape[1] + sets
         place = (values.float() - low[group].unsqueeze(2)) / width[group].unsqueeze(2)
         flat = rows.unsqueeze(2) * bins + place.long().clamp_(0, bins - 1)
         counts += torch.bincount(flat.reshape(-1), minlength=counts.numel())
     counts = counts.reshape(*low.shape, bins)
-    counts[~seen] = counts[seen].sum(0)
+    counts[~found.seen] = counts[found.seen].sum(0)
     centres = low.unsqueeze(2) + (torch.arange(bins, device=low.device) + 0.5) * width.unsqueeze(2)
     return Summary(low=low, high=high, values=centres, counts=counts)
 
@@ -182,8 +200,8 @@ def codebook(spec: QuantSpec, device: torch.device) -> tuple[Tensor, Tensor]:
 def _fp8(name: str) -> Tensor:
     dtype = {"fp8-e4m3": torch.float8_e4m3fn, "fp8-e5m2": torch.float8_e5m2}[name]
     every = torch.arange(256, dtype=torch.int32).to(torch.uint8).view(dtype).to(torch.float64)
-    finite = torch.unique(every[torch.isfinite(every)])
-    return finite / finite.max()
+    finite: Tensor = torch.unique(every[torch.isfinite(every)])  # type: ignore[no-untyped-call]
+    return finite / finite.amax()
 
 
 # the 16 quantiles of a normal distribution, QLoRA appendix E (2305.14314)

@@ -1,0 +1,1 @@
+"""Ways to fit scales and zero points to values, one in each file."""

@@ -1,0 +1,203 @@
+"""A recipe: which model, how it is sampled and calibrated, which passes, which evaluators."""
+
+from __future__ import annotations
+
+import copy
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import tomli_w
+
+from qpass.analysis import Analysis
+from qpass.errors import RecipeError, did_you_mean
+from qpass.evaluator import Evaluator
+from qpass.manager import Pass
+from qpass.model import ModelAdapter
+from qpass.plugins import Catalog
+from qpass.recipe.override import leaves, override, parse_assignment
+from qpass.recipe.structure import Structure, to_data
+from qpass.sampling import Sampling
+
+SHIPPED = Path(__file__).parent.parent / "recipes"
+SECTIONS = ("seed", "memory_budget", "model", "sampling", "calibration", "passes", "evaluators", "presets")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB|TB)")
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Recipe:
+    """Everything a run depends on. `name` only names the run's folder; `notes` are said in the report."""
+
+    model: ModelAdapter
+    passes: tuple[Pass, ...]
+    evaluators: tuple[Evaluator, ...] = ()
+    sampling: Sampling = attrs.field(factory=Sampling)
+    calibration: Analysis[Any]
+    seed: int = 0
+    memory_budget: str = "4GB"
+    name: str = "recipe"
+    notes: tuple[str, ...] = ()
+
+    def data(self) -> dict[str, Any]:
+        """The recipe as plain data, every option spelt out: equal recipes give equal data."""
+        return {
+            "seed": self.seed,
+            "memory_budget": self.memory_budget,
+            "model": to_data(self.model),
+            "sampling": to_data(self.sampling),
+            "calibration": to_data(self.calibration),
+            "passes": [to_data(step) for step in self.passes],
+            "evaluators": [to_data(evaluator) for evaluator in self.evaluators],
+        }
+
+    def toml(self) -> str:
+        """The recipe as a file that reads back to the same."""
+        return tomli_w.dumps(self.data())
+
+
+def bytes_of(size: str) -> int:
+    """A size such as "4GB" in bytes.
+
+    >>> bytes_of("1.5MB")
+    1572864
+    """
+    match = _SIZE.fullmatch(size.strip())
+    if match is None:
+        raise ValueError(f"{size!r} is not a size; write it like 500MB or 4GB")
+    return int(float(match[1]) * 1024 ** (("KB", "MB", "GB", "TB").index(match[2]) + 1))
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that ship, by name."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.toml"))}
+
+
+def read(
+    source: str | Path, *, catalog: Catalog, preset: str | None = None, overrides: Sequence[str] = ()
+) -> Recipe:
+    """The recipe of that name or file, with a preset and `KEY=VALUE` overrides applied, and checked."""
+    known = shipped()
+    path = known.get(str(source)) or Path(source)
+    if not path.is_file():
+        if path.suffix == ".toml" or len(path.parts) > 1:
+            raise RecipeError(
+                f"no such file; name a shipped recipe ({', '.join(known)}) or an existing file", str(path)
+            )
+        raise RecipeError(f"unknown recipe {str(source)!r}, {did_you_mean(str(source), known)}")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"not valid TOML: {error}", str(path)) from error
+    except OSError as error:
+        raise RecipeError(f"cannot be read: {error.strerror}", str(path)) from error
+    return from_data(data, catalog=catalog, name=path.stem, preset=preset, overrides=overrides)
+
+
+def from_data(
+    data: Mapping[str, Any],
+    *,
+    catalog: Catalog,
+    name: str = "recipe",
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Recipe:
+    """A recipe from plain data; raises one `RecipeError` that lists every mistake."""
+    data = tables = copy.deepcopy(dict(data))
+    problems: list[str] = []
+    presets = tables.pop("presets", {})
+    if not isinstance(presets, Mapping):
+        problems.append(f"presets must be tables, [presets.NAME], not {presets!r}")
+        presets = {}
+    if preset is not None:
+        if isinstance(chosen := presets.get(preset), Mapping):
+            problems += override(tables, list(leaves(chosen)), f"preset {preset}:")
+        else:
+            problems.append(f"unknown preset {preset!r}, {did_you_mean(preset, presets)}")
+    changes = []
+    for text in overrides:
+        try:
+            changes.append(parse_assignment(text))
+        except ValueError as error:
+            problems.append(str(error))
+    problems += override(tables, changes, "--set")
+    problems += [f"unknown section {key!r}, {did_you_mean(key, SECTIONS)}" for key in data if key not in SECTIONS]
+    structure = Structure(catalog)
+    model = structure.choose("models", data.get("model", {}), "model")
+    sampling = _section(structure, data, "sampling")
+    calibration = structure.choose("analyses", data.get("calibration", {"use": "uniform-steps"}), "calibration")
+    passes = _entries(structure, data, "passes")
+    evaluators = _entries(structure, data, "evaluators")
+    seed, budget = data.get("seed", 0), data.get("memory_budget", "4GB")
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        structure.problems.append(f"seed must be a whole number of at least 0, not {seed!r}")
+    try:
+        bytes_of(budget)
+    except (ValueError, AttributeError) as error:
+        structure.problems.append(f"memory_budget: {error}")
+    problems += structure.problems + check_order(data.get("passes"), catalog) + _repeated(data.get("evaluators"))
+    if problems:
+        raise RecipeError(problems, f"recipe {name!r}")
+    recipe = Recipe(
+        model=model, passes=tuple(passes), evaluators=tuple(evaluators), sampling=sampling,
+        calibration=calibration, seed=seed, memory_budget=budget, name=name,
+    )  # fmt: skip
+    return realised(recipe, catalog)
+
+
+def realised(recipe: Recipe, catalog: Catalog) -> Recipe:
+    """The recipe itself, or with `simulate` appended where nothing in it carries the quantization out."""
+    facts = frozenset().union(*(step.provides for step in recipe.passes)) if recipe.passes else frozenset()
+    if "specs" not in facts or "realised" in facts:
+        return recipe
+    step = catalog.find("passes", "simulate")()
+    note = "the recipe ended without `simulate` or `deploy`, so `simulate` was appended"
+    return attrs.evolve(recipe, passes=(*recipe.passes, step), notes=(*recipe.notes, note))
+
+
+def check_order(entries: Any, catalog: Catalog) -> list[str]:
+    """Mistakes in the order of passes: something needed that nothing before provides, or a conflict."""
+    if not isinstance(entries, list):
+        return []
+    problems: list[str] = []
+    facts: dict[str, str] = {}
+    for place, entry in enumerate(entries, 1):
+        cls = catalog.classes["passes"].get(str(entry.get("use"))) if isinstance(entry, Mapping) else None
+        if cls is None or not issubclass(cls, Pass):
+            continue
+        for fact in sorted(cls.needs - facts.keys()):
+            givers = [n for n, c in catalog.classes["passes"].items() if fact in getattr(c, "provides", ())]
+            problems.append(
+                f"passes[{place}] {cls.name}: needs {fact!r}, which no pass before it provides; "
+                f"put {' or '.join(map(repr, givers)) or 'a pass that provides it'} before it"
+            )
+        for fact in sorted(cls.conflicts & facts.keys()):
+            problems.append(
+                f"passes[{place}] {cls.name}: cannot come after {facts[fact]!r}, which provides {fact!r}; "
+                "move it before that pass, or remove one of them"
+            )
+        facts |= dict.fromkeys(cls.provides, cls.name)
+    return problems
+
+
+def _section(structure: Structure, data: Mapping[str, Any], name: str) -> Any:
+    table = data.get(name, {})
+    if not isinstance(table, Mapping):
+        structure.problems.append(f"{name} must be a table, [{name}], not {table!r}")
+        return None
+    return structure.build(Sampling, table, name)
+
+
+def _entries(structure: Structure, data: Mapping[str, Any], kind: str) -> list[Any]:
+    entries = data.get(kind, [])
+    if not isinstance(entries, list):
+        structure.problems.append(f"{kind} must be a list of tables, [[{kind}]], not {entries!r}")
+        return []
+    return [structure.choose(kind, entry, f"{kind}[{place}]") for place, entry in enumerate(entries, 1)]
+
+
+def _repeated(entries: Any) -> list[str]:
+    names = [str(e.get("use")) for e in entries if isinstance(e, Mapping)] if isinstance(entries, list) else []
+    return [f"evaluators: {name!r} is listed twice" for name in sorted({n for n in names if names.count(n) > 1})]

@@ -1,0 +1,82 @@
+"""Changes to a recipe's tables from presets and from `--set KEY=VALUE`."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from qpass.errors import did_you_mean
+
+Path = tuple[str, ...]
+LISTS = ("passes", "evaluators")
+
+
+def parse_assignment(text: str) -> tuple[Path, Any]:
+    """`passes.brecq#2.iterations=200` as a path and a value; what is not TOML is taken as text.
+
+    >>> parse_assignment("sampling.steps=50")
+    (('sampling', 'steps'), 50)
+    """
+    key, equals, raw = text.partition("=")
+    if not equals or not all(part.strip() for part in key.split(".")):
+        raise ValueError(f"--set {text!r}: write KEY=VALUE, as in --set sampling.steps=50")
+    try:
+        value = tomllib.loads(f"value = {raw.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    return tuple(part.strip() for part in key.split(".")), value
+
+
+def leaves(table: Mapping[str, Any], prefix: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Every value of nested tables with its path."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, (*prefix, key))
+        else:
+            yield (*prefix, key), value
+
+
+def override(data: dict[str, Any], changes: Sequence[tuple[Path, Any]], source: str) -> list[str]:
+    """Apply changes to recipe data in place; returns what could not be applied.
+
+    Changing a table's `use` clears its other options, which belonged to another plugin.
+    """
+    problems: list[str] = []
+    for path, value in changes:
+        name = ".".join(path)
+        if path[0] in LISTS:
+            if len(path) < 3:
+                problems.append(f"{source} {name}: say which option, as in {path[0]}.NAME.OPTION=VALUE")
+                continue
+            target = _entry(data.get(path[0]), path[1])
+            if target is None:
+                used = [str(e.get("use")) for e in data.get(path[0], []) if isinstance(e, Mapping)]
+                problems.append(
+                    f"{source} {name}: the recipe has no {path[1]!r} in {path[0]}, {did_you_mean(path[1], used)}"
+                )
+                continue
+            rest = path[2:]
+        else:
+            target, rest = data, path
+        for key in rest[:-1]:
+            target = target.setdefault(key, {})
+            if not isinstance(target, dict):
+                problems.append(f"{source} {name}: {key!r} is not a table")
+                break
+        else:
+            if rest[-1] == "use" and target.get("use") != value:
+                target.clear()
+            target[rest[-1]] = value
+    return problems
+
+
+def _entry(entries: Any, name: str) -> dict[str, Any] | None:
+    """The entry of that name; `name#2` is the second of it."""
+    match = re.fullmatch(r"(.+?)(?:#([1-9]\d*))?", name)
+    if match is None or not isinstance(entries, list):
+        return None
+    same = [e for e in entries if isinstance(e, dict) and e.get("use") == match[1]]
+    place = int(match[2] or 1) - 1
+    return same[place] if place < len(same) else None
