@@ -68,9 +68,9 @@ def app(ctx: click.Context) -> None:
 
     \b
     A first look round:
-      qpass list recipes               the recipes that ship
-      qpass show tcaq-w4a4             what one of them does
-      qpass run tcaq-w4a4              do it; interrupted, the same command resumes
+      qpass list recipes          the recipes that ship
+      qpass show w4a4             what one of them does
+      qpass run w4a4              do it; interrupted, the same command resumes
       qpass sample runs/... --count 64 --out grid.png
 
     \b

@@ -20,6 +20,8 @@ FACTS: Mapping[str, tuple[str, ...]] = {
     "evaluators": ("needs", "exact"),
     "analyses": ("of", "stored"),
 }
+# options that hold another plugin, by the module of its contract
+_NAMED = {"qpass.quantizer": "quantizers", "qpass.analysis": "analyses"}
 _FACTORY: Any = attrs.Factory  # typed as a function, and yet a class
 _OPTIONAL_TAIL = re.compile(r"\s*\|\s*None$")
 
@@ -127,6 +129,8 @@ def _choices(annotation: Any) -> str:
         return _one_of(typing.get_args(annotation))
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return _one_of(member.value for member in annotation)
+    if isinstance(annotation, type) and annotation.__module__ in _NAMED:
+        return f"a name from `qpass list {_NAMED[annotation.__module__]}`"
     return ""
 
 
@@ -146,6 +150,8 @@ def toml(value: Any) -> str:
 
     >>> toml(("a", "b")), toml(True), toml(None)
     ('["a", "b"]', 'true', 'not set')
+
+    What a recipe names by `use`, such as a quantizer, is given by its name.
     """
     if value is None:
         return "not set"
@@ -153,10 +159,9 @@ def toml(value: Any) -> str:
         value = sorted(value)
     if isinstance(value, Enum):
         value = value.value
-    try:
-        return json.dumps(value, ensure_ascii=False)
-    except TypeError:
-        return str(value)
+    if attrs.has(type(value)) and isinstance(getattr(value, "name", None), str):
+        value = value.name
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 _COMPARED = {">=": "at least", "<=": "at most", ">": "above", "<": "below"}

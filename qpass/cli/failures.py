@@ -52,12 +52,12 @@ def storage(error: OSError) -> StorageError:
     """A disk's refusal as an error of ours, with the file and the way out.
 
     >>> str(storage(OSError(errno.ENOSPC, "No space left on device", "runs/a/x")))
-    "the disk is full: 'runs/a/x'; make room there, or choose another folder with --out"
+    "the disk is full: 'runs/a/x'; make room there, or write elsewhere with --out"
     """
     assert error.errno is not None  # or it would not have been looked up
     where = f": {error.filename!r}" if error.filename else ""
-    cure = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "allow writing"
-    failure = StorageError(f"{_STORAGE[error.errno]}{where}; {cure} there, or choose another folder with --out")
+    cure = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "allow writing there"
+    failure = StorageError(f"{_STORAGE[error.errno]}{where}; {cure}, or write elsewhere with --out")
     for note in getattr(error, "__notes__", ()):
         failure.add_note(note)
     return failure

@@ -22,7 +22,6 @@ class RecipeFile:
     name: str
     path: Path
     description: str
-    text: str
     data: dict[str, Any]
 
     @property
@@ -46,7 +45,7 @@ def read(path: Path) -> RecipeFile:
         raise RecipeError("this is a folder; a recipe is a TOML file", str(path)) from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"not a TOML file: {error}", str(path)) from error
-    return RecipeFile(name=path.stem, path=path, description=opening(text), text=text, data=data)
+    return RecipeFile(name=path.stem, path=path, description=opening(text), data=data)
 
 
 def opening(text: str) -> str:

@@ -58,8 +58,8 @@ def command(
 
     \b
     Examples:
-      qpass run tcaq-w4a4
-      qpass run tcaq-w4a4 --preset fast --out runs/try
+      qpass run w4a4
+      qpass run w4a4 --preset fast --out runs/try
       qpass run mine.toml --set passes.brecq.iterations=200 --set seed=1
       qpass run mine.toml --plugin my_pass.py --device cuda
 
@@ -76,14 +76,14 @@ def command(
     """
     from rich.console import Console
 
-    import qpass.recipe
-    import qpass.run
     from qpass.progress import for_terminal
+    from qpass.recipe import read
     from qpass.report.terminal import table
+    from qpass.run import run
 
     catalog = options.catalog(plugins)
-    plan = qpass.recipe.read(recipe, catalog=catalog, preset=preset, overrides=overrides)
+    plan = read(recipe, catalog=catalog, preset=preset, overrides=overrides)
     with for_terminal() as progress:
-        result = qpass.run.run(plan, catalog=catalog, out=out, device=device, progress=progress)
+        result = run(plan, catalog=catalog, out=out, device=device, progress=progress)
     Console().print(table(result.report, result.timings))
     click.echo(f"report: {result.folder / 'report.html'}")

@@ -66,18 +66,18 @@ def command(
 
     \b
     Examples:
-      qpass sample runs/tcaq-w4a4-cifar10-unet --out grid.png
+      qpass sample runs/w4a4-cifar10-unet --out grid.png
       qpass sample runs/mine/artifact --count 16 --seed 7 --out seven.png
       qpass sample runs/mine --steps 20 --device cuda --out quick.png
 
     It writes FILE.png and nothing else. The file appears when it is complete; its folder must exist.
     """
-    import qpass.run
     from qpass.progress import for_terminal
+    from qpass.run import sample
 
     catalog = options.catalog(plugins)
     with for_terminal() as progress:
-        images = qpass.run.sample(
+        images = sample(
             folder, count=count, seed=seed, steps=steps, device=device, progress=progress, catalog=catalog
         )
     write_png(grid(images), out)

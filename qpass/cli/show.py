@@ -32,14 +32,17 @@ def command(name: str, plugins: tuple[Path, ...], as_json: bool) -> None:
     """Show what a name means.
 
     Of a pass, model, evaluator, quantizer or analysis: what it does, and each option with its type, default,
-    meaning and valid values; of a pass also what it needs of the passes before it, and what it provides. Of a
-    recipe, by name or path: its text. `sampling` shows the options of the recipe's section of that name. Where
-    several kinds have the name, all of them are shown.
+    meaning and valid values; of a pass also what it needs of the passes before it, and what it provides.
+    `sampling` shows the options of the recipe's section of that name. Where several kinds have the name, all of
+    them are shown.
+
+    Of a recipe, by name or path: every option spelt out, as TOML that can be run. A recipe with mistakes is
+    answered with all of them, so this also checks one without running it.
 
     \b
     Examples:
       qpass show assign
-      qpass show tcaq-w4a4
+      qpass show w4a4 > mine.toml
       qpass show sampling
       qpass show my-pass --plugin my_pass.py --json
 
@@ -54,9 +57,9 @@ def command(name: str, plugins: tuple[Path, ...], as_json: bool) -> None:
 
 def find(name: str, plugins: tuple[Path, ...], shelf: Path = recipes.SHELF) -> list[dict[str, Any]]:
     """Everything of that name; a `QpassError` with the nearest name where there is nothing."""
-    if recipes.is_path(name):
-        return [recipe_entry(recipes.read(Path(name)))]
     catalog = options.catalog(plugins)
+    if recipes.is_path(name):
+        return [recipe_entry(Path(name), catalog)]
     kinds = [kind for kind in SINGULAR if kind != "kernels"]
     entries = [
         class_entry(kind, name, catalog.classes[kind][name]) for kind in kinds if name in catalog.classes[kind]
@@ -64,7 +67,7 @@ def find(name: str, plugins: tuple[Path, ...], shelf: Path = recipes.SHELF) -> l
     if name in SECTIONS:
         entries.append(section_entry(name))
     if name in recipes.names(shelf):
-        entries.append(recipe_entry(recipes.read(shelf / f"{name}.toml")))
+        entries.append(recipe_entry(shelf / f"{name}.toml", catalog))
     if not entries:
         raise QpassError(_nothing(name, catalog, (*SECTIONS, *recipes.names(shelf))))
     return entries
@@ -94,15 +97,19 @@ def class_entry(kind: str, name: str, cls: type) -> dict[str, Any]:
     }
 
 
-def recipe_entry(recipe: recipes.RecipeFile) -> dict[str, Any]:
-    """A recipe as plain data."""
+def recipe_entry(path: Path, catalog: Catalog) -> dict[str, Any]:
+    """A recipe with every option spelt out, as plain data; a `RecipeError` lists every mistake in it."""
+    from qpass.recipe import read
+
+    recipe, file = read(str(path), catalog=catalog), recipes.read(path)
     return {
         "kind": "recipe",
-        "name": recipe.name,
-        "path": str(recipe.path),
-        "description": recipe.description,
-        "presets": sorted(recipe.data.get("presets", {})),
-        "text": recipe.text,
+        "name": file.name,
+        "path": str(path),
+        "description": file.description,
+        "presets": sorted(file.data.get("presets", {})),
+        "notes": list(recipe.notes),
+        "text": recipe.toml(),
     }
 
 
@@ -110,7 +117,7 @@ def render(entry: dict[str, Any]) -> str:
     """One entry as a page of text."""
     sheet = page.formatter()
     if entry["kind"] == "recipe":
-        return f"# recipe {entry['name']}: {entry['path']}\n{entry['text'].rstrip()}\n"
+        return _recipe_page(entry)
     sheet.write(f"{entry['kind']} {entry['name']} [{entry['package']}]\n")
     if entry["use"]:
         sheet.write(f"  {entry['use']}\n")
@@ -124,6 +131,14 @@ def render(entry: dict[str, Any]) -> str:
     else:
         sheet.write("\nIt has no options.\n")
     return sheet.getvalue()
+
+
+def _recipe_page(entry: dict[str, Any]) -> str:
+    """TOML that can be run; whatever else there is to say stands in comments."""
+    lines = [entry["description"], f"recipe {entry['name']}: {entry['path']}", *entry["notes"]]
+    if entry["presets"]:
+        lines.append(f"presets, not applied here: {', '.join(entry['presets'])}")
+    return "".join(f"# {line}\n" for line in lines if line) + f"\n{entry['text']}"
 
 
 def _head(option: dict[str, Any]) -> str:
