@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import pytest
 
-from qpass.cli import COMMANDS, app, main
+from qpass.cli.front import COMMANDS, app, main
 
 
 def page(name: str, capsys: pytest.CaptureFixture[str]) -> str:

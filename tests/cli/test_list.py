@@ -52,7 +52,7 @@ def test_broken_plugins_are_listed_with_their_reasons(
 
 
 def test_a_recipe_is_described_by_its_opening_comment(shelf: Path) -> None:
-    """The comment's first sentence is the summary; a recipe without one has none; one that is not TOML is broken."""
+    """The comment's first sentence is the summary; without one there is none; what is not TOML is broken."""
     items, broken = shipped(shelf)
     assert [(item["name"], item["summary"], item["description"]) for item in items] == [
         ("bare", "", ""),

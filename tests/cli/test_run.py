@@ -57,13 +57,8 @@ def failing(error: BaseException) -> Callable[..., Any]:
 
 def test_arguments_arrive(calls: dict[str, Any], plugin: Path, tmp_path: Path) -> None:
     """Preset, overrides, folder, device and plugin files reach the functions that use them."""
-    assert (
-        main(
-            ["run", "w4a4", "--out", str(tmp_path), "--preset", "fast", "--set", "seed=1", "--set", "a.b=c=d"]
-            + ["--device", "cuda:1", "--plugin", str(plugin)]
-        )
-        == 0
-    )
+    recipe = ["w4a4", "--preset", "fast", "--set", "seed=1", "--set", "a.b=c=d"]
+    assert main(["run", *recipe, "--out", str(tmp_path), "--device", "cuda:1", "--plugin", str(plugin)]) == 0
     assert calls["read"]["source"] == "w4a4"
     assert calls["read"]["preset"] == "fast"
     assert tuple(calls["read"]["overrides"]) == ("seed=1", "a.b=c=d")

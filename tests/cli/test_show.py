@@ -112,7 +112,7 @@ def test_annotations_that_cannot_be_resolved_are_shown_as_text() -> None:
 
     @attrs.frozen(kw_only=True)
     class Option:
-        where: "pathlib.Path | None" = None  # type: ignore[name-defined]  # noqa: F821
+        where: pathlib.Path | None = None  # type: ignore[name-defined]  # noqa: F821
 
     assert [(o.type, o.default) for o in options(Option)] == [("Path", "not set")]
 
