@@ -99,9 +99,7 @@ class DiTBlock(nn.Module):
         super().__init__()
         self.norm1 = layer_norm(width)
         self.attn = Attention(width, num_heads=heads, qkv_bias=True)
-        self.attn.fused_attn = (
-            True  # one graph whatever TIMM_FUSED_ATTN says: passes split it when they need to
-        )
+        self.attn.fused_attn = True  # one graph whatever TIMM_FUSED_ATTN says: passes split it when they need to
         self.norm2 = layer_norm(width)
         self.mlp = Mlp(width, 4 * width, act_layer=lambda: nn.GELU(approximate="tanh"))
         self.adaLN_modulation = modulation(width, 6)
@@ -141,9 +139,7 @@ class DiT(nn.Module):
         self.x_embedder = PatchEmbed(config.input_size, p, config.in_channels, width)
         self.t_embedder = TimestepEmbedder(width)
         self.y_embedder = LabelEmbedder(config.num_classes, width)
-        self.pos_embed = nn.Parameter(
-            position_embedding(width, config.grid).unsqueeze(0), requires_grad=False
-        )
+        self.pos_embed = nn.Parameter(position_embedding(width, config.grid).unsqueeze(0), requires_grad=False)
         self.blocks = nn.ModuleList(DiTBlock(width, config.heads) for _ in range(config.depth))
         self.final_layer = FinalLayer(width, p * p * config.out_channels)
 

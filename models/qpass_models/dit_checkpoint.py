@@ -147,9 +147,7 @@ def check_layout(state: Mapping[str, Tensor]) -> None:
         hint = "check that it is the original DiT release's layout"
         if any(name.startswith("transformer_blocks.") for name in state):
             hint = 'this is diffusers\' layout: load its folder with use = "diffusers"'
-        raise ModelError(
-            f"not a DiT state dict: missing {first(missing)}; unexpected {first(unexpected)}; {hint}"
-        )
+        raise ModelError(f"not a DiT state dict: missing {first(missing)}; unexpected {first(unexpected)}; {hint}")
     dtypes = set()
     for name, like in expected.items():
         value = state[name]
@@ -162,15 +160,11 @@ def check_layout(state: Mapping[str, Tensor]) -> None:
             raise ModelError(f"{name} must have {like.ndim} dimensions, got shape {tuple(value.shape)}")
         dtypes.add(str(value.dtype))
     if len(dtypes) > 1:
-        raise ModelError(
-            f"weights must share one dtype, got {', '.join(sorted(dtypes))}; convert them to one"
-        )
+        raise ModelError(f"weights must share one dtype, got {', '.join(sorted(dtypes))}; convert them to one")
 
 
 def first(names: list[str]) -> str:
-    return (
-        ", ".join(names[:LISTED]) + (f", ... ({len(names)} in all)" if len(names) > LISTED else "") or "none"
-    )
+    return ", ".join(names[:LISTED]) + (f", ... ({len(names)} in all)" if len(names) > LISTED else "") or "none"
 
 
 def check_size(config: DiTConfig, size: str) -> None:

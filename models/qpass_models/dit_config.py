@@ -51,9 +51,7 @@ class DiTConfig:
 
 
 def _sizes(letter: str, depth: int, width: int, heads: int) -> dict[str, DiTConfig]:
-    return {
-        f"DiT-{letter}/{p}": DiTConfig(depth=depth, width=width, heads=heads, patch_size=p) for p in (2, 4, 8)
-    }
+    return {f"DiT-{letter}/{p}": DiTConfig(depth=depth, width=width, heads=heads, patch_size=p) for p in (2, 4, 8)}
 
 
 SIZES = {

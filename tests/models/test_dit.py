@@ -106,9 +106,7 @@ def diffusers_twin(config: DiTConfig) -> DiTTransformer2DModel:
         norm_eps=1e-6,  # diffusers: 1e-5 in the second norm of each block
     ).eval()
     for block in twin.transformer_blocks:
-        block.norm1.emb.time_proj.downscale_freq_shift = (
-            0  # diffusers: 1, so frequencies i/127 instead of i/128
-        )
+        block.norm1.emb.time_proj.downscale_freq_shift = 0  # diffusers: 1, so frequencies i/127 instead of i/128
     return twin
 
 

@@ -276,7 +276,5 @@ def test_size_is_checked(tmp_path, state):
     """A size that was asked for must be the one in the file, and must exist."""
     path = save(state, tmp_path / "dit.pt")
     assert "DiT-S/2 has depth 12, this checkpoint 2; leave size out" in refused(path, heads=4, size="DiT-S/2")
-    with pytest.raises(
-        ModelError, match=r"size must be a published DiT, got 'DiT-XL-2'; did you mean 'DiT-XL/2'"
-    ):
+    with pytest.raises(ModelError, match=r"size must be a published DiT, got 'DiT-XL-2'; did you mean 'DiT-XL/2'"):
         load_dit(path, size="DiT-XL-2")
