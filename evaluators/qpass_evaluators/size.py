@@ -16,11 +16,12 @@ from qpass.evaluator import Evaluator, Metric, Observation, Role, Subject
 from qpass.manager import PassContext
 from qpass.spec import NodeSpec, QuantSpec
 
-FIGURES: Mapping[str, tuple[Literal["higher", "lower"], str]] = {
-    "packed_mb": ("lower", "MB"),
-    "packed_ratio": ("higher", "x"),
-    "bits_per_weight": ("lower", "bit"),
-    "integer_share": ("higher", ""),
+# better, unit, and what of the protocol determines it
+FIGURES: Mapping[str, tuple[Literal["higher", "lower"], str, str]] = {
+    "packed_mb": ("lower", "MB", "bytes"),
+    "packed_ratio": ("higher", "x", "bytes"),
+    "bits_per_weight": ("lower", "bit", "bits"),
+    "integer_share": ("higher", "", "share"),
 }
 
 
@@ -76,6 +77,7 @@ class Size(Evaluator):
             protocol={
                 "bytes": how,
                 "bits": "codes, a 32-bit scale per parameter set, a 32-bit zero point where asymmetric",
+                "share": "of the weights of convolutions and linears",
             },
         )
 
@@ -90,10 +92,10 @@ class Size(Evaluator):
                 better=better,
                 unit=unit,
                 subject=role,
-                protocol=observation.protocol,
+                protocol={key: observation.protocol[key]},
             )
             for role, observation in seen.items()
-            for name, (better, unit) in FIGURES.items()
+            for name, (better, unit, key) in FIGURES.items()
         )
 
 
