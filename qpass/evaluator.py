@@ -16,6 +16,7 @@ from qpass.errors import QpassError
 
 if TYPE_CHECKING:
     from qpass.manager import PassContext
+    from qpass.model import ModelAdapter
 
 Role = Literal["original", "quantized"]
 
@@ -49,11 +50,15 @@ class Series:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Observation:
-    """What an evaluator saw of one model: numbers, curves and images (uint8, N x H x W x 3), never the model."""
+    """What an evaluator saw of one model: numbers, curves and images (uint8, N x H x W x 3), never the model.
+
+    `protocol` is what determined them; `score` hands it on to the metrics.
+    """
 
     numbers: Mapping[str, float] = attrs.field(factory=dict)
     series: Mapping[str, Series] = attrs.field(factory=dict)
     images: Mapping[str, np.ndarray[Any, Any]] = attrs.field(factory=dict)
+    protocol: Mapping[str, Any] = attrs.field(factory=dict)
 
     def merge(self, other: Observation) -> Observation:
         """Both observations as one; images of one name are joined in order."""
@@ -64,6 +69,7 @@ class Observation:
             numbers={**self.numbers, **other.numbers},
             series={**self.series, **other.series},
             images=images,
+            protocol={**self.protocol, **other.protocol},
         )
 
 
@@ -90,6 +96,15 @@ class Evaluator(ABC):
     @abstractmethod
     def score(self, candidate: Observation, reference: Observation | None) -> Sequence[Metric]:
         """Turn the quantized model's observation, and the original's, into metrics."""
+
+
+def refuse(evaluator: Evaluator, adapter: ModelAdapter) -> None:
+    """Raise `EvaluationError` where the evaluator needs images and none can be drawn from the model."""
+    if evaluator.needs == "images" and (reason := adapter.cannot_sample()):
+        raise EvaluationError(
+            f"evaluator {evaluator.name!r} needs images, but {reason}; remove use = {evaluator.name!r} from "
+            "[[evaluators]], or use a model that images can be drawn from"
+        )
 
 
 def finite(value: float | torch.Tensor) -> float | None:

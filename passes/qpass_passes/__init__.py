@@ -1,0 +1,32 @@
+"""The passes, quantizers and calibration sets that come with qpass, registered like anyone else's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qpass.analysis import Analysis
+from qpass.hookspecs import hookimpl
+from qpass.manager import Pass
+from qpass.quantizer import Quantizer
+from qpass_passes.assign import Assign
+from qpass_passes.calibration.uniform_steps import UniformSteps
+from qpass_passes.quantizers.absmax import AbsMax
+from qpass_passes.quantizers.mse import Mse
+from qpass_passes.quantizers.percentile import Percentile
+from qpass_passes.simulate import Simulate
+
+
+@hookimpl
+def register_passes() -> Sequence[type[Pass]]:
+    return (Assign, Simulate)
+
+
+@hookimpl
+def register_quantizers() -> Sequence[type[Quantizer]]:
+    return (AbsMax, Mse, Percentile)
+
+
+@hookimpl
+def register_analyses() -> Sequence[type[Analysis[Any]]]:
+    return (UniformSteps,)

@@ -168,3 +168,8 @@ def time_group(t: Tensor, edges: Tensor) -> Tensor:
     tensor([0, 1, 2])
     """
     return torch.bucketize(t.to(edges.dtype), edges, right=True)
+
+
+def pick(groups: Tensor, group: Tensor) -> Tensor:
+    """A quantizer's own groups for samples grouped on finer edges: `groups[group]`."""
+    return groups[group]

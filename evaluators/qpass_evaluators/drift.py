@@ -1,0 +1,101 @@
+"""How far the quantized model drifts from its teacher: images from the same noise, and noise node by node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import attrs
+from attrs import validators as v
+
+from qpass.evaluator import Evaluator, Metric, Observation, Series, Subject
+from qpass.manager import PassContext
+from qpass_evaluators.images import GraphImages, ReferenceImages
+from qpass_evaluators.noise import OUTPUT, NoiseTable, measure
+from qpass_evaluators.similarity import psnr, ssim
+
+WORST = 4  # nodes whose SQNR is also shown by timestep
+
+
+@attrs.frozen(kw_only=True)
+class Drift(Evaluator):
+    """SQNR, PSNR and SSIM of the quantized model against its full-precision teacher.
+
+    sqnr: 10 log10(Σ s² / Σ (s - q)²) dB, s the noise that the teacher predicts (B x C x H x W) and q the quantized
+    model's prediction for the same input; inputs are those of the teacher's own sampling of `rows` images.
+    psnr, ssim: between `samples` images that both models draw from the same noise, uint8, N x H x W x 3; see
+    `qpass_evaluators.similarity`.
+    """
+
+    name: ClassVar[str] = "drift"
+    needs: ClassVar[Literal["images", "model"]] = "images"
+    samples: int = attrs.field(
+        default=64, validator=v.ge(1), metadata={"help": "images drawn by both models for PSNR and SSIM"}
+    )
+    rows: int = attrs.field(
+        default=16, validator=v.ge(1), metadata={"help": "images whose trajectory is followed for SQNR"}
+    )
+    grid: int = attrs.field(default=32, validator=v.ge(0), metadata={"help": "images shown in the report"})
+
+    def observe(self, subject: Subject, ctx: PassContext) -> Observation:
+        """The images (`samples`; their first `grid` under `grid`) and, of a quantized model, its noise."""
+        protocol: dict[str, Any] = {
+            "sampler": ctx.sampling.scheduler,
+            "steps": ctx.sampling.steps,
+            "eta": ctx.sampling.eta,
+            "guidance": ctx.sampling.guidance,
+            "seed": ctx.seed,
+        }
+        if subject.role == "original":
+            images = ctx.get(ReferenceImages(count=self.samples), subject.graph)
+        else:
+            images = ctx.get(GraphImages(count=self.samples), subject.graph)
+        seen = Observation(images={"samples": images, "grid": images[: self.grid]}, protocol=protocol)
+        if subject.role == "original":
+            return seen
+        table = measure(subject.graph, ctx, self.rows)
+        return seen.merge(Observation(numbers={"sqnr": table.pooled(OUTPUT).sqnr}, series=curves(table)))
+
+    def score(self, candidate: Observation, reference: Observation | None) -> Sequence[Metric]:
+        protocol = candidate.protocol
+        metrics = []
+        if "sqnr" in candidate.numbers:
+            metrics.append(self._pair("sqnr", candidate.numbers["sqnr"], "dB", {**protocol, "rows": self.rows}))
+        if reference is not None:
+            ours, theirs = candidate.images["samples"], reference.images["samples"]
+            protocol = {**protocol, "images": len(ours)}
+            pooled = {**protocol, "mse": "mean over all images"}
+            metrics.append(self._pair("psnr", psnr(theirs, ours), "dB", pooled))
+            window = {**protocol, "window": "gaussian 11, sigma 1.5, valid region, mean over channels"}
+            metrics.append(self._pair("ssim", float(ssim(theirs, ours).mean()), "", window))
+        return tuple(metrics)
+
+    def _pair(self, name: str, value: float, unit: str, protocol: dict[str, Any]) -> Metric:
+        return Metric(name=name, value=value, unit=unit, subject="pair", protocol=protocol)
+
+
+def curves(table: NoiseTable) -> dict[str, Series]:
+    """SQNR of the output by timestep, of each node over all steps, and of the worst nodes by timestep."""
+    pooled = {origin: table.pooled(origin).sqnr for origin in table.cells if origin != OUTPUT}
+    worst = sorted(pooled, key=pooled.__getitem__)[:WORST]
+    by_node = Series(
+        title="sqnr by node",
+        x=tuple(pooled),
+        y=tuple(pooled.values()),
+        x_label="node",
+        y_label="SQNR (dB)",
+    )
+    by_time = {
+        title: Series(
+            title=title,
+            x=table.times,
+            y=tuple(power.sqnr for power in table.cells[origin]),
+            x_label="timestep",
+            y_label="SQNR (dB)",
+        )
+        for title, origin in {
+            "sqnr by timestep": OUTPUT,
+            **{f"sqnr by timestep: {origin}": origin for origin in worst},
+        }.items()
+    }
+    return {by_node.title: by_node, **by_time}

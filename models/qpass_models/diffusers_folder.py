@@ -1,0 +1,123 @@
+"""Read a diffusers folder: find the denoiser, its class and configuration, its scheduler and its autoencoder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from qpass.errors import ModelError, did_you_mean
+from qpass_models.signatures import known
+
+DENOISERS = ("unet", "transformer")
+AUTOENCODERS = ("vae", "vqvae")
+
+
+@attrs.frozen(kw_only=True)
+class Folder:
+    """A denoiser on disk. `pipeline` is the folder around it, where it is part of a whole pipeline."""
+
+    denoiser: Path
+    pipeline: Path | None
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The denoiser's own configuration."""
+        return read_json(self.denoiser / "config.json")
+
+    @property
+    def class_name(self) -> str:
+        """The denoiser's diffusers class."""
+        return str(self.config["_class_name"])
+
+    @property
+    def scheduler(self) -> Mapping[str, Any] | None:
+        """The scheduler's configuration: the pipeline's, or one that lies beside the denoiser's."""
+        beside = self.denoiser / "scheduler_config.json"
+        inside = self.pipeline / "scheduler" / "scheduler_config.json" if self.pipeline else beside
+        for path in (inside, beside):
+            if path.is_file():
+                return read_json(path)
+        return None
+
+    @property
+    def autoencoder(self) -> Path | None:
+        """The pipeline's autoencoder, if it has one."""
+        for name in AUTOENCODERS:
+            if self.pipeline and (self.pipeline / name / "config.json").is_file():
+                return self.pipeline / name
+        return None
+
+    def fingerprint(self) -> str:
+        """A hash over every file that determines images: weights, configurations, scheduler, autoencoder."""
+        folders = [self.denoiser, self.autoencoder, self.pipeline / "scheduler" if self.pipeline else None]
+        digest = hashlib.sha256()
+        for folder in folders:
+            for file in sorted(folder.iterdir()) if folder and folder.is_dir() else ():
+                if file.is_file() and file.suffix in (".json", ".safetensors", ".bin"):
+                    digest.update(file.name.encode() + b"\0")
+                    with file.open("rb") as opened:
+                        digest.update(hashlib.file_digest(opened, "sha256").digest())
+        return digest.hexdigest()
+
+
+def find(path: Path, component: str = "") -> Folder:
+    """The denoiser in a folder: the folder itself, or a component of the pipeline that it holds."""
+    if not path.is_dir():
+        raise ModelError(f"model.path: no folder {str(path)!r}; give one that `save_pretrained` wrote, or a hub id")
+    if (path / "model_index.json").is_file():
+        parts = {p.name: p for p in path.iterdir() if (p / "config.json").is_file()}
+        name = component or next((n for n in DENOISERS if n in parts), "")
+        if name not in parts:
+            wanted = f"no component {name!r}" if name else "neither a unet nor a transformer"
+            raise ModelError(f"model.path: {str(path)!r} holds {wanted}, {did_you_mean(name, parts)}")
+        return _known(Folder(denoiser=parts[name], pipeline=path))
+    if component:
+        raise ModelError(
+            f"model.component: {str(path)!r} is a single model, not a pipeline, so it has no component "
+            f"{component!r}; leave the option out"
+        )
+    if not (path / "config.json").is_file():
+        raise ModelError(f"model.path: {str(path)!r} holds neither model_index.json nor config.json")
+    return _known(Folder(denoiser=path, pipeline=None))
+
+
+def _known(folder: Folder) -> Folder:
+    name = folder.config.get("_class_name")
+    if name not in known():
+        raise ModelError(
+            f"{str(folder.denoiser)!r} holds a {name}, which qpass does not know how to call, "
+            f"{did_you_mean(str(name), known())}; a plugin can bring an adapter for it"
+        )
+    return folder
+
+
+def download(name: str) -> Path:
+    """The local snapshot of a hub id."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"model.path: {name!r} is no folder here and cannot be had from the hub ({first}); "
+            "check the name, or download it and give the folder"
+        ) from error
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """A JSON object in a file, or a `ModelError`."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{str(path)!r} cannot be read: {error}; fetch it again") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{str(path)!r} must hold a JSON object")
+    return data

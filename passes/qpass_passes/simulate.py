@@ -1,0 +1,244 @@
+"""Carry quantization out in floating point: fit what is missing, then round weights and inputs in the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import ClassVar
+
+import attrs
+import torch
+from attrs import validators as v
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from qpass.activations import Samples, record
+from qpass.errors import PreconditionError, QpassError
+from qpass.graph.tensors import put
+from qpass.kernels import reference
+from qpass.manager import Pass, PassContext, PassResult
+from qpass.quantizer import QParams, Quantizer, dequantize, quantize
+from qpass.slots import Slot, find, layer, read_params, slots, spec_of, write_params
+from qpass.timegroups import edges_for, finest, mapping
+from qpass_passes.quantizers.mse import Mse
+
+
+@attrs.frozen(kw_only=True)
+class Simulate(Pass):
+    """Round every weight to its codes and put a fake-quantizer before every quantized input.
+
+    Parameters already fitted by earlier passes are used as they are; the rest are fitted here: weights on
+    themselves, inputs on `rows` rows of the calibration set, drawn at random with the run's seed. The codes are
+    what the artifact stores; arithmetic stays in floating point, and the report says "simulated".
+    """
+
+    name: ClassVar[str] = "simulate"
+    needs: ClassVar[frozenset[str]] = frozenset({"specs"})
+    provides: ClassVar[frozenset[str]] = frozenset({"realised"})
+    weight: Quantizer = attrs.field(
+        factory=Mse,
+        metadata={"help": 'how scales of weights are fitted, like "absmax" or {use = "mse", norm = 2}'},
+    )
+    input: Quantizer = attrs.field(
+        factory=Mse, metadata={"help": 'how scales of inputs are fitted, like "percentile"'}
+    )
+    rows: int = attrs.field(
+        default=256, validator=v.ge(1), metadata={"help": "calibration rows the inputs are fitted on"}
+    )
+
+    def requires(self, graph: GraphModule, ctx: PassContext) -> None:
+        """Something in the graph has a spec."""
+        if ctx.reference is not graph and not any(True for _ in slots(graph)):
+            raise PreconditionError("simulate: no node has a spec; put 'assign' before it")
+
+    @torch.no_grad()
+    def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
+        """Fit, then realise."""
+        fitted = self._fit_weights(graph, ctx) + self._fit_inputs(graph, ctx)
+        weights = sum(round_weight(graph, slot) for slot in slots(graph) if slot.index < 0)
+        inputs = insert_quantizers(graph)
+        for node in graph.graph.nodes:
+            if (spec := spec_of(node)) is not None:
+                node.meta["qpass"] = attrs.evolve(spec, execution="simulated")
+        return PassResult(
+            graph=graph,
+            changed=True,
+            notes={"execution": "simulated", "weights": weights, "quantizers": inputs, "fitted here": fitted},
+        )
+
+    def _fit_weights(self, graph: GraphModule, ctx: PassContext) -> int:
+        missing = [s for s in slots(graph) if s.index < 0 and read_params(graph, s) is None]
+        with ctx.progress.task("fit weights", len(missing)) as task:
+            for slot in missing:
+                weight = _weight(graph, slot)
+                values = reference.arrange(weight, slot.layout, slot.spec.granularity, slot.spec.group_size)
+                group = torch.zeros(1, dtype=torch.long, device=weight.device)
+                write_params(graph, slot, _fit(self.weight, slot, [(values, group)]))
+                task.advance()
+        return len(missing)
+
+    def _fit_inputs(self, graph: GraphModule, ctx: PassContext) -> int:
+        missing = [
+            s for s in slots(graph) if s.index >= 0 and not s.spec.dynamic and read_params(graph, s) is None
+        ]
+        if not missing:
+            return 0
+        samples = choose_rows(ctx.get(ctx.calibration, graph), self.rows, ctx.seed)
+        every_t = samples.t.unique()
+        # equal specs on one tensor are fitted once: q, k and v share their input
+        same: dict[tuple[Node, str, str], list[Slot]] = {}
+        for slot in missing:
+            same.setdefault((slot.source, str(slot.spec), slot.layout), []).append(slot)
+        sources = list(dict.fromkeys(source for source, _, _ in same))
+        with ctx.progress.task("fit inputs", len(same)) as task:
+            for values in record(
+                graph, sources, samples, device=ctx.device, budget=ctx.memory_budget // 2,
+                progress=ctx.progress, title="record inputs",
+            ):  # fmt: skip
+                for (source, _, _), alike in same.items():
+                    if source not in values:
+                        continue
+                    slot = alike[0]
+                    edges = edges_for(slot.spec, every_t)
+                    rows = list(_grouped(values[source], samples.t, edges, slot))
+                    params = _fit(self.input, slot, rows)
+                    if edges is not None:
+                        params = attrs.evolve(params, tensors={**params.tensors, "edges": edges})
+                    for each in alike:
+                        write_params(graph, each, _to(params, ctx.device))
+                    task.advance()
+        return len(missing)
+
+
+def choose_rows(samples: Samples, count: int, seed: int) -> Samples:
+    """That many rows at random, in their order; all where there are fewer."""
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
+    return samples.take(order[:count].sort().values)
+
+
+def _grouped(
+    batches: list[Tensor], t: Tensor, edges: Tensor | None, slot: Slot
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Recorded batches as (values by parameter set, time group) pairs."""
+    start = 0
+    for batch in batches:
+        times = t[start : start + len(batch)]
+        start += len(batch)
+        zero = torch.zeros(len(batch), dtype=torch.long)
+        group = zero if edges is None else reference.time_group(times, edges)
+        yield reference.arrange(batch, slot.layout, slot.spec.granularity, slot.spec.group_size), group
+
+
+def _fit(quantizer: Quantizer, slot: Slot, batches: Iterable[tuple[Tensor, Tensor]]) -> QParams:
+    kept = list(batches)
+    try:
+        params = quantizer.fit(lambda: kept, slot.spec)
+    except ValueError as error:
+        raise QpassError(f"{quantizer.name} cannot fit {slot.home!r}: {error}") from error
+    rows = tuple(params.tensors["scale"].shape) if "scale" in params.tensors else None
+    expected = (slot.spec.time_groups, kept[0][0].shape[1])
+    if rows != expected:
+        raise QpassError(
+            f"quantizer {quantizer.name!r} must return scales of shape {expected} for {slot.home!r}, not {rows}"
+        )
+    return params
+
+
+def _to(params: QParams, device: torch.device) -> QParams:
+    return attrs.evolve(params, tensors={k: tensor.to(device) for k, tensor in params.tensors.items()})
+
+
+def _weight(graph: GraphModule, slot: Slot) -> Tensor:
+    module = layer(graph, slot.node)
+    assert module is not None
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def round_weight(graph: GraphModule, slot: Slot) -> int:
+    """Replace a weight by what its codes stand for, and keep the codes."""
+    module, params = layer(graph, slot.node), read_params(graph, slot)
+    assert module is not None
+    assert params is not None
+    weight = _weight(graph, slot)
+    codes = find(graph, f"{slot.home}.codes")
+    if codes is None:
+        codes = quantize(weight, slot.spec, params.tensors, slot.layout)
+        put(graph, f"{slot.home}.codes", codes)
+    rounded = dequantize(codes, slot.spec, params.tensors, slot.layout)
+    module.weight = nn.Parameter(rounded.to(weight.dtype), requires_grad=False)
+    return 1
+
+
+def insert_quantizers(graph: GraphModule) -> int:
+    """Put fake-quantizers before quantized inputs; equal ones on one tensor are one node. Returns how many."""
+    nodes = graph.graph
+    found = [(slot, read_params(graph, slot)) for slot in slots(graph) if slot.index >= 0]
+    time = _TimeNodes(graph, [p.tensors["edges"] for _, p in found if p is not None and "edges" in p.tensors])
+    made: list[tuple[Slot, Node, QParams | None, Node]] = []
+    for slot, params in found:
+        source = slot.source
+        for other, at, theirs, existing in made:
+            alike = at is source and str(other.spec) == str(slot.spec) and other.layout == slot.layout
+            if alike and _equal(params, theirs):
+                slot.node.update_arg(slot.index, existing)
+                break
+        else:
+            grain = (slot.layout, slot.spec.granularity, slot.spec.group_size)
+            with nodes.inserting_before(slot.node):
+                if params is None:
+                    args = (source, slot.spec.widest, slot.spec.symmetric, *grain)
+                    new = nodes.call_function(reference.fake_quantize_dynamic, args)
+                elif params.kind == "affine":
+                    tensors = [nodes.get_attr(f"{slot.home}.{part}") for part in ("scale", "zero")]
+                    low, high = reference.levels(slot.spec.widest, slot.spec.symmetric)
+                    group = time.group(slot, params)
+                    new = nodes.call_function(
+                        reference.fake_quantize_affine, (source, *tensors, low, high, *grain, group)
+                    )
+                else:
+                    tensors = [nodes.get_attr(f"{slot.home}.{p}") for p in ("scale", "thresholds", "table")]
+                    group = time.group(slot, params)
+                    new = nodes.call_function(reference.fake_quantize_codebook, (source, *tensors, *grain, group))
+            new.meta = {"origin": slot.home, "stack": slot.node.meta.get("stack", ())}
+            slot.node.update_arg(slot.index, new)
+            made.append((slot, source, params, new))
+    graph.recompile()
+    return len(made)
+
+
+def _equal(a: QParams | None, b: QParams | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a.tensors.keys() == b.tensors.keys() and all(
+        torch.equal(tensor, b.tensors[part]) for part, tensor in a.tensors.items()
+    )
+
+
+class _TimeNodes:
+    """The one node that groups timesteps on the finest edges, and each quantizer's map from it."""
+
+    def __init__(self, graph: GraphModule, edges: list[Tensor]) -> None:
+        self.graph, self.node = graph, None
+        if not edges:
+            return
+        self.finest = finest(edges)
+        put(graph, "time_groups.edges", self.finest)
+        placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
+        with graph.graph.inserting_after(placeholders[-1]):
+            at = graph.graph.get_attr("time_groups.edges")
+        with graph.graph.inserting_after(at):
+            self.node = graph.graph.call_function(reference.time_group, (placeholders[1], at))
+        self.node.meta = {"origin": "time_groups", "stack": ()}
+
+    def group(self, slot: Slot, params: QParams) -> Node | None:
+        """The node holding each sample's group for this quantizer, or None where all groups are one."""
+        if "edges" not in params.tensors or self.node is None:
+            return None
+        if torch.equal(params.tensors["edges"], self.finest):
+            return self.node
+        put(self.graph, f"{slot.home}.groups", mapping(self.finest, params.tensors["edges"]))
+        at = self.graph.graph.get_attr(f"{slot.home}.groups")
+        node = self.graph.graph.call_function(reference.pick, (at, self.node))
+        node.meta = {"origin": f"{slot.home}/pick[0]", "stack": ()}
+        return node

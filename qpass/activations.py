@@ -1,0 +1,93 @@
+"""Values inside a graph, recorded over calibration data without ever passing the memory budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from qpass.progress import Progress
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Samples:
+    """Calibration data: rows of denoiser inputs `(x, t, *cond)`, as a sampler would pass them."""
+
+    inputs: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    @property
+    def t(self) -> Tensor:
+        """Each row's timestep."""
+        return self.inputs[1]
+
+    def take(self, rows: Tensor) -> Samples:
+        """Some of the rows."""
+        return Samples(inputs=tuple(part[rows] for part in self.inputs))
+
+    def batches(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+        """The rows in order, in batches on a device."""
+        for start in range(0, len(self), size):
+            yield tuple(part[start : start + size].to(device) for part in self.inputs)
+
+
+class _Recorder(Interpreter):
+    """Runs a graph and keeps the values of some nodes; stops after the last of them."""
+
+    def __init__(self, graph: GraphModule, nodes: Sequence[Node]) -> None:
+        super().__init__(graph)
+        self.wanted = set(nodes)
+        self.kept: dict[Node, Tensor] = {}
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if n in self.wanted:
+            self.kept[n] = value.detach()
+        return value
+
+
+@torch.no_grad()
+def run_recording(graph: GraphModule, nodes: Sequence[Node], inputs: tuple[Tensor, ...]) -> dict[Node, Tensor]:
+    """The values of some nodes for one batch."""
+    recorder = _Recorder(graph, nodes)
+    recorder.run(*inputs)
+    return recorder.kept
+
+
+@torch.no_grad()
+def record(
+    graph: GraphModule,
+    nodes: Sequence[Node],
+    samples: Samples,
+    *,
+    device: torch.device,
+    budget: int,
+    batch: int = 64,
+    progress: Progress | None = None,
+    title: str = "record",
+) -> Iterator[Mapping[Node, list[Tensor]]]:
+    """Values of all nodes over all samples, batch by batch, for as many nodes at a time as fit in the budget."""
+    if not nodes:
+        return
+    probe = run_recording(graph, nodes, next(samples.batches(min(2, len(samples)), device)))
+    # what one value of each node takes over all samples
+    sizes = {n: probe[n].nbytes // min(2, len(samples)) * len(samples) for n in nodes}
+    groups: list[list[Node]] = [[]]
+    for node in nodes:
+        if groups[-1] and sum(sizes[n] for n in groups[-1]) + sizes[node] > budget:
+            groups.append([])
+        groups[-1].append(node)
+    with (progress or Progress()).task(title, len(samples) * len(groups)) as task:
+        for group in groups:
+            kept: dict[Node, list[Tensor]] = {node: [] for node in group}
+            for inputs in samples.batches(batch, device):
+                for node, value in run_recording(graph, group, inputs).items():
+                    kept[node].append(value.cpu())
+                task.advance(len(inputs[0]))
+            yield kept

@@ -1,0 +1,173 @@
+"""Write and read an artifact's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from qpass.artifact.graph_json import empty_module, graph_from_json, graph_to_json
+from qpass.artifact.pack import pack, unpack
+from qpass.errors import ArtifactError
+from qpass.files import new_folder, sha256
+from qpass.plugins import Catalog
+from qpass.quantizer import dequantize
+from qpass.schedule import Step, StepPlan
+from qpass.slots import read_params, slots
+
+VERSION = 1
+WEIGHTS, GRAPH = "model.safetensors", "qpass.json"
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Artifact:
+    """What an artifact holds: the graph, the plan for sampling it, and plain data about where it comes from."""
+
+    graph: GraphModule
+    plan: StepPlan | None = None
+    about: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+def save(artifact: Artifact, folder: Path, catalog: Catalog) -> None:
+    """Write the artifact; the folder appears whole or not at all. Equal artifacts make equal bytes."""
+    tensors, names = _tensors(artifact.graph)
+    with new_folder(folder) as aside:
+        save_file(tensors, aside / WEIGHTS, metadata={"format": "qpass"})
+        graph = graph_to_json(artifact.graph, catalog.ops)
+        document = {
+            "qpass": VERSION,
+            "weights": sha256(aside / WEIGHTS),
+            "about": artifact.about,
+            "plan": attrs.asdict(artifact.plan)["steps"] if artifact.plan else None,
+            "graph": graph,
+            "plugins": sorted({catalog.ops[name][1] for name in graph["targets"] if name in catalog.ops}),
+            **names,
+        }
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        (aside / GRAPH).write_text(text, encoding="utf-8")
+
+
+def load_artifact(folder: Path, catalog: Catalog) -> Artifact:
+    """Read an artifact back, checked against its hash."""
+    document, tensors = _read(folder)
+    try:
+        graph = _rebuild(document, tensors, catalog)
+        plan = document["plan"]
+        steps = StepPlan(steps=tuple(Step(**step) for step in plan)) if plan else None
+        return Artifact(graph=graph, plan=steps, about=document["about"])
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        raise ArtifactError(f"{str(folder / GRAPH)!r} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Both files, once they are known to belong together."""
+    for name in (GRAPH, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ArtifactError(
+                f"{str(folder)!r} is no artifact: it holds no {name}; give the folder `qpass run` wrote"
+            )
+    try:
+        document = json.loads((folder / GRAPH).read_text(encoding="utf-8"))
+        version = document["qpass"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{str(folder / GRAPH)!r} is damaged: {error}") from error
+    if version != VERSION:
+        raise ArtifactError(
+            f"{str(folder)!r} has format {version}, this qpass reads format {VERSION}; install a newer one"
+        )
+    if sha256(folder / WEIGHTS) != document.get("weights"):
+        raise ArtifactError(
+            f"{str(folder / WEIGHTS)!r} is not the file this artifact was written with; copy it again"
+        )
+    try:
+        return document, load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise ArtifactError(f"{str(folder / WEIGHTS)!r} is damaged: {error}") from error
+
+
+def _tensors(graph: GraphModule) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors to store, and how to read them: packed codes in place of weights, shared tensors once."""
+    parameters = dict(graph.named_parameters(remove_duplicate=False))
+    used = [str(n.target) for n in graph.graph.nodes if n.op in ("get_attr", "call_module")]
+    state: dict[str, Tensor] = {
+        name: tensor for name, tensor in parameters.items() if name in used or name.rpartition(".")[0] in used
+    }
+    state |= dict(graph.named_buffers(remove_duplicate=False))
+    packed: dict[str, list[Any]] = {}
+    for slot in slots(graph):
+        codes = state.get(f"{slot.home}.codes")
+        if slot.index < 0 and codes is not None:
+            weight = state.pop(slot.home.removesuffix("_q"))
+            packed[slot.home] = [str(weight.dtype).removeprefix("torch."), *codes.shape]
+            state[f"{slot.home}.codes"] = pack(codes, slot.spec.widest)
+    first: dict[tuple[Any, ...], str] = {}
+    shared: dict[str, str] = {}
+    for name in sorted(state):
+        tensor = state[name]
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and first.setdefault(key, name) != name:
+            shared[name] = first[key]
+    stored = {k: t.detach().cpu().contiguous() for k, t in state.items() if k not in shared}
+    buffers = sorted(name for name in state if name not in parameters)
+    return stored, {"packed": packed, "shared": shared, "buffers": buffers}
+
+
+def _rebuild(document: Mapping[str, Any], tensors: dict[str, Tensor], catalog: Catalog) -> GraphModule:
+    """The graph module over the stored tensors, its packed weights made into values."""
+    for name, source in document["shared"].items():
+        tensors[name] = tensors[source]
+    data, packed, buffers = document["graph"], document["packed"], set(document["buffers"])
+    root = nn.Module()
+    for name, row in data["modules"].items():
+        _attach(root, name, empty_module(row, bias=f"{name}.bias" in tensors))
+    for name, tensor in tensors.items():
+        if name.removesuffix(".codes") not in packed:
+            _set(root, name, tensor, name in buffers)
+    graph = graph_from_json(data, root, catalog.ops)
+    for name, tensor in tensors.items():
+        if name.removesuffix(".codes") not in packed:
+            _set(graph, name, tensor, name in buffers)
+    for slot in slots(graph):
+        if slot.index >= 0 or slot.home not in packed:
+            continue
+        dtype, *shape = packed[slot.home]
+        signed = slot.spec.kind == "affine" and slot.spec.symmetric
+        codes = unpack(tensors[f"{slot.home}.codes"], slot.spec.widest, tuple(shape), signed)
+        _set(graph, f"{slot.home}.codes", codes, True)
+        params = read_params(graph, slot)
+        if params is None:
+            raise KeyError(f"{slot.home}.scale")
+        weight = dequantize(codes, slot.spec, params.tensors, slot.layout).to(getattr(torch, dtype))
+        _set(graph, slot.home.removesuffix("_q"), weight, False)
+    return graph.eval()
+
+
+def _attach(root: nn.Module, dotted: str, module: nn.Module) -> None:
+    owner, leaf = _owner(root, dotted)
+    owner.add_module(leaf, module)
+
+
+def _set(root: nn.Module, dotted: str, tensor: Tensor, buffer: bool) -> None:
+    owner, leaf = _owner(root, dotted)
+    if buffer:
+        owner.register_buffer(leaf, tensor)
+    else:
+        owner.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
+
+
+def _owner(root: nn.Module, dotted: str) -> tuple[nn.Module, str]:
+    """The module that holds a dotted name, with plain containers made on the way."""
+    *path, leaf = dotted.split(".")
+    for part in path:
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        root = root.get_submodule(part)
+    return root, leaf

@@ -1,0 +1,110 @@
+"""A loaded artifact as a module that is called like the diffusers class it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from qpass.artifact.folder import GRAPH, Artifact, load_artifact
+from qpass.errors import ArtifactError
+from qpass.plugins import Catalog, catalog
+
+
+class Config(dict[str, Any]):
+    """An architecture's configuration, read by key or by attribute, as diffusers' pipelines do."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class LoadedModel(nn.Module):
+    """A quantized denoiser. `pipe.unet = qpass.load(folder)` works: same call, same config, same output.
+
+    `denoise(x, t, *cond)` is the plain way to call it; t may be an int, a 0-d or (B,) tensor, integer or float.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        super().__init__()
+        self.graph: GraphModule = artifact.graph
+        self.plan = artifact.plan
+        self.about: Mapping[str, Any] = artifact.about
+        self.config = Config(artifact.about.get("config") or {})
+        self.signature: Mapping[str, Any] | None = artifact.about.get("signature")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the parts left in floating point."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return next(self.parameters()).device
+
+    def denoise(self, x: Tensor, t: Tensor | float, *cond: Tensor) -> Tensor:
+        """Call the graph."""
+        output: Tensor = self.graph(x, times(t, x), *cond)
+        return output
+
+    def forward(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+        """Call it as the original class is called."""
+        if self.signature is None:
+            return self.denoise(*args, **kwargs)
+        output = self.denoise(*bind(self.signature, args, kwargs))
+        if not return_dict:
+            return (output,)
+        from diffusers.utils import BaseOutput
+
+        class Output(BaseOutput):  # type: ignore[misc]
+            """Like the original class's own output."""
+
+        return Output({self.signature["output"]: output})
+
+
+def times(t: Tensor | float, x: Tensor) -> Tensor:
+    """Timesteps as a (B,) tensor beside x, whatever they came as."""
+    value = torch.as_tensor(t, device=x.device)
+    if value.dtype == torch.float64:
+        value = value.float()
+    return value.reshape(-1).expand(x.shape[0]) if value.numel() == 1 else value
+
+
+def bind(signature: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Arguments of the original class's call, in denoise order. What was not traced must be absent or None."""
+    name = signature["class_name"]
+    given = dict(zip(signature["parameters"], args, strict=False))
+    for key in given.keys() & kwargs.keys():
+        raise TypeError(f"{name} got several values for {key!r}")
+    flat: dict[str, Any] = {}
+    for key, value in {**given, **kwargs}.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{inner}": v for inner, v in value.items()}
+        else:
+            flat[key] = value
+    bound = []
+    for key in signature["inputs"]:
+        if flat.get(key) is None:
+            raise TypeError(f"{name} was traced with {key!r}, which this call does not give")
+        bound.append(flat.pop(key))
+    if extra := sorted(k for k, v in flat.items() if v is not None and k != "return_dict"):
+        raise TypeError(f"{name} was traced without {', '.join(extra)}, so this call cannot give it")
+    return tuple(bound)
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu", known: Catalog | None = None) -> LoadedModel:
+    """The quantized model in an artifact's folder, or in the folder of the run that made it."""
+    path = Path(folder)
+    if not (path / GRAPH).is_file() and (path / "artifact" / GRAPH).is_file():
+        path = path / "artifact"
+    if not path.is_dir():
+        raise ArtifactError(f"no folder {str(folder)!r}; give one that `qpass run` wrote")
+    model = LoadedModel(load_artifact(path, known or catalog()))
+    return model.to(device).eval()

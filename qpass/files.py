@@ -1,0 +1,100 @@
+"""Files that are either whole or not there: written aside, flushed to disk, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qpass.errors import StorageError
+
+_WAYS_OUT = {
+    errno.ENOSPC: "the disk is full; free some space, then give the same command again: it resumes",
+    errno.EDQUOT: "the disk quota is used up; free some space, then give the same command again: it resumes",
+    errno.EROFS: "the disk is read-only; choose another folder with --out",
+    errno.EACCES: "permission denied; choose another folder with --out",
+    errno.EPERM: "not permitted; choose another folder with --out",
+    errno.ENOTDIR: "a file stands where a folder should be; choose another folder with --out",
+    errno.EEXIST: "a file stands where a folder should be; choose another folder with --out",
+}
+
+
+@contextmanager
+def storage(path: Path) -> Iterator[None]:
+    """Turn what the system says about a path into a sentence with a way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _WAYS_OUT:
+            raise StorageError(f"cannot write {str(path)!r}: {_WAYS_OUT[error.errno]}") from error
+        raise
+
+
+def write_file(path: Path, data: bytes | str) -> None:
+    """Write a whole file or none."""
+    raw = data.encode() if isinstance(data, str) else data
+    with storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as out:
+                out.write(raw)
+                out.flush()
+                os.fsync(out.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `path` when the block ends well and is gone when it does not."""
+    with storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".tmp-", dir=path.parent))
+        try:
+            yield aside
+            for file in aside.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as opened:
+                        os.fsync(opened.fileno())
+            os.chmod(aside, 0o755)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(aside, path)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make a rename in this folder last."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sweep(path: Path) -> None:
+    """Remove what an interrupted run left half-written."""
+    for left in path.rglob(".tmp-*") if path.is_dir() else ():
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's content."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

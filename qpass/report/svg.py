@@ -1,0 +1,200 @@
+"""Series as inline SVG: a line over numbers, a lollipop per name.
+
+Colours are the page's. Points that are not finite are skipped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from markupsafe import Markup
+
+from qpass.evaluator import Series
+from qpass.report.human import aligned, number
+
+Curves = Mapping[str, Series]  # by role: "original", "quantized"
+Point = tuple[float, float]
+
+LINE_HEIGHT = 270
+LEFT, RIGHT, TOP, BOTTOM = 60, 540, 20, 220  # the line plot's frame; a wide one reaches RIGHT_WIDE
+RIGHT_WIDE = 1140
+COLUMN, ROW, HEAD = 560, 18, 26  # one column of lollipops, one of its rows, the room for its axis
+START, END = 244, 500  # a lollipop's axis within its column; names stand before it, values after
+GAP, MOST_ROWS = 40, 20  # between columns, and in the only one
+_NAME = 37  # characters of a name that fit before the axis
+
+
+def ticks(low: float, high: float, count: int = 5) -> tuple[float, ...]:
+    """Multiples of 1, 2 or 5 times a power of ten, from at most `low` to at least `high`.
+
+    >>> ticks(12, 28), ticks(0, 1), ticks(3, 3)
+    ((10.0, 15.0, 20.0, 25.0, 30.0), (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), (2.0, 2.5, 3.0, 3.5, 4.0))
+    """
+    raw = high / count - low / count
+    if raw <= 1e-12 * max(abs(low), abs(high), 1e-280):
+        pad = max(abs(low) / 4, 1e-280) if low else 1.0
+        low, high, raw = low - pad, high + pad, 2 * pad / count
+    power = math.floor(math.log10(raw))
+    digits = next((d for d in (1, 2, 5) if d * 10.0**power >= raw * (1 - 1e-9)), 10)
+    step = float(f"{digits}e{power}")
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return tuple(float(f"{k * step:.12g}") for k in range(first, last + 1))
+
+
+def place(value: float, low: float, high: float, start: float, end: float) -> float:
+    """Where `value` of the range low..high lies between `start` and `end`.
+
+    >>> place(15, 10, 30, 220, 20)
+    170.0
+    """
+    return round(start + (end - start) * (value - low) / (high - low), 2)
+
+
+def line(curves: Curves, title: str, right: int = RIGHT) -> Markup:
+    """One line per role over a numeric x; a point that is not finite breaks the line."""
+    drawn = [point for series in curves.values() for point in _points(series) if _finite(point)]
+    if not drawn:
+        return Markup("")
+    xs = [x for x, _ in drawn]
+    low, high = min(xs), max(xs)
+    below, *_, above = heights = ticks(min(y for _, y in drawn), max(y for _, y in drawn))
+    if low == high:
+        low, *_, high = ticks(low, high)
+    some = next(iter(curves.values()))
+
+    def at(point: Point) -> Point:
+        return place(point[0], low, high, LEFT, right), place(point[1], below, above, BOTTOM, TOP)
+
+    parts = [_grid_y(y, at((low, y))[1], right) for y in heights]
+    along = ticks(low, high, (right - LEFT) // 80)
+    parts += [_tick_x(x, at((x, below))[0]) for x in along if low <= x <= high]
+    parts.append(
+        Markup('<text class="label" x="{}" y="{}" text-anchor="middle">{}</text>').format(
+            (LEFT + right) // 2, LINE_HEIGHT - 6, some.x_label
+        )
+    )
+    parts.append(Markup('<text class="label" x="{}" y="10">{}</text>').format(LEFT, some.y_label))
+    for role, series in curves.items():
+        for run in _runs(_points(series)):
+            path = " ".join(f"{x:g},{y:g}" for x, y in map(at, run))
+            parts.append(Markup('<polyline class="curve {}" points="{}"/>').format(role, path))
+        parts += [_dot(role, point, at(point)) for point in _points(series) if _finite(point)]
+    return _svg("line", right + 20, LINE_HEIGHT, title, parts)
+
+
+def lollipops(curves: Curves, title: str, *, lowest_first: bool = True) -> Markup:
+    """One row per name, the worst first, in two columns when there are many; values on one axis from zero."""
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    for role, series in curves.items():
+        names: list[str] = []
+        for x, y in zip(series.x, series.y, strict=True):
+            names.append(str(x))
+            if math.isfinite(y):
+                found.setdefault((str(x), names.count(str(x))), {})[role] = y
+    if not found:
+        return Markup("")
+
+    def rank(row: tuple[tuple[str, int], dict[str, float]]) -> tuple[float, tuple[str, int]]:
+        worst = row[1].get("quantized", row[1].get("original", 0.0))
+        return worst if lowest_first else -worst, row[0]
+
+    rows = sorted(found.items(), key=rank)
+    values = [y for _, ys in rows for y in ys.values()]
+    marks = ticks(min(0.0, *values), max(0.0, *values), 4)
+    texts = aligned([ys.get("quantized", ys.get("original", 0.0)) for _, ys in rows])
+    split = 1 if len(rows) <= MOST_ROWS else 2
+    deep = -(-len(rows) // split)
+    width, height = split * (COLUMN + GAP) - GAP, HEAD + deep * ROW + 4
+    parts: list[Markup] = []
+    for column in range(split):
+        left = column * (COLUMN + GAP)
+        parts += [_grid_x(m, left + place(m, marks[0], marks[-1], START, END), height) for m in marks]
+        for index, ((name, _), ys) in enumerate(rows[column * deep : (column + 1) * deep]):
+            at = {role: left + place(y, marks[0], marks[-1], START, END) for role, y in ys.items()}
+            zero = left + place(0.0, marks[0], marks[-1], START, END)
+            said = texts[column * deep + index]
+            parts.append(_lollipop(name, ys, at, said, zero, left, HEAD + index * ROW + ROW // 2))
+    return _svg("lollipops", width, height, title, parts)
+
+
+def skipped(series: Series) -> tuple[str, ...]:
+    """The points that no plot shows, as they are not finite.
+
+    >>> skipped(Series(title="", x=("a", "b"), y=(1.0, float("inf"))))
+    ('b (inf)',)
+    """
+    return tuple(f"{x} ({y})" for x, y in zip(series.x, series.y, strict=True) if not math.isfinite(y))
+
+
+def _points(series: Series) -> tuple[Point, ...]:
+    points = [(float(x), y) for x, y in zip(series.x, series.y, strict=True)]
+    return tuple(sorted(points, key=lambda point: point[0]))
+
+
+def _finite(point: Point) -> bool:
+    return math.isfinite(point[0]) and math.isfinite(point[1])
+
+
+def _runs(points: Sequence[Point]) -> Iterable[list[Point]]:
+    """The points as stretches without a gap."""
+    run: list[Point] = []
+    for point in points:
+        if _finite(point):
+            run.append(point)
+        elif run:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+def _svg(kind: str, width: int, height: int, title: str, parts: Sequence[Markup]) -> Markup:
+    return Markup('<svg class="plot {}" viewBox="0 0 {} {}" role="img" aria-label="{}">\n{}\n</svg>').format(
+        kind, width, height, title, Markup("\n").join(parts)
+    )
+
+
+def _grid_y(value: float, y: float, right: int) -> Markup:
+    rule = '<line class="rule" x1="{}" y1="{:g}" x2="{}" y2="{:g}"/>'
+    text = '<text class="tick" x="{}" y="{:g}" text-anchor="end">{}</text>'
+    return Markup(rule + text).format(LEFT, y, right, y, LEFT - 8, y + 4, number(value))
+
+
+def _tick_x(value: float, x: float) -> Markup:
+    text = '<text class="tick" x="{:g}" y="{}" text-anchor="middle">{}</text>'
+    return Markup(text).format(x, BOTTOM + 18, number(value))
+
+
+def _dot(role: str, point: Point, at: Point) -> Markup:
+    text = '<g class="point {}"><title>{}: {} at {}</title><circle class="hit" cx="{:g}" cy="{:g}" r="10"/>'
+    dot = '<circle class="dot" cx="{:g}" cy="{:g}" r="2.5"/></g>'
+    return Markup(text + dot).format(role, role, number(point[1]), number(point[0]), *at, *at)
+
+
+def _grid_x(value: float, x: float, height: int) -> Markup:
+    rule = '<line class="rule{}" x1="{:g}" y1="{}" x2="{:g}" y2="{}"/>'
+    text = '<text class="tick" x="{:g}" y="{}" text-anchor="middle">{}</text>'
+    zero = "" if value else " zero"
+    return Markup(rule + text).format(zero, x, HEAD - 6, x, height, x, HEAD - 12, number(value))
+
+
+def _lollipop(
+    name: str, values: Mapping[str, float], at: Mapping[str, float], text: str, zero: float, left: int, y: int
+) -> Markup:
+    said = ", ".join(f"{role} {value:.6g}" for role, value in values.items())
+    last = "quantized" if "quantized" in values else "original"
+    short = name if len(name) <= _NAME else f"{name[:14]}…{name[15 - _NAME :]}"
+    back = '<g class="row"><title>{}: {}</title><rect class="hit" x="{}" y="{}" width="{}" height="{}"/>'
+    label = '<text class="name" x="{}" y="{}" text-anchor="end">{}</text>'
+    stem = '<line class="stem {}" x1="{:g}" y1="{}" x2="{:g}" y2="{}"/>'
+    value = '<text class="value" x="{}" y="{}" text-anchor="end">{}</text></g>'
+    return Markup("").join(
+        (
+            Markup(back).format(name, said, left, y - ROW // 2, COLUMN, ROW),
+            Markup(label).format(left + START - 12, y + 4, short),
+            Markup(stem).format(last, zero, y, at[last], y),
+            *(Markup('<circle class="dot {}" cx="{:g}" cy="{}" r="4"/>').format(r, x, y) for r, x in at.items()),
+            Markup(value).format(left + COLUMN, y + 4, text),
+        )
+    )

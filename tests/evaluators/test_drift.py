@@ -1,0 +1,179 @@
+"""Drift on a tiny diffusion model with planted noise."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from qpass_evaluators import Drift, Size
+from qpass_evaluators.images import GraphImages, ReferenceImages
+from qpass_evaluators.noise import OUTPUT, Power, joined, measure
+from torch.fx import GraphModule
+
+from qpass.evaluator import EvaluationError, Metric, Observation, Subject, refuse
+from qpass.model import ModelAdapter
+from qpass.sampling import Sampling, trajectory
+
+
+@pytest.fixture
+def planted(teacher: GraphModule, specify: Callable[..., GraphModule], spec: Callable[..., Any]) -> GraphModule:
+    """The teacher with the last convolution's weight larger by 1 %: its output has noise of exactly 1 %."""
+    graph = specify(teacher, first=spec(8), last=spec(8))
+    with torch.no_grad():
+        graph.last.weight *= 1.01
+    return graph
+
+
+def observe(graph: GraphModule, ctx: Any, drift: Drift) -> tuple[Observation, Observation]:
+    original = drift.observe(Subject(role="original", graph=ctx.reference), ctx)
+    return drift.observe(Subject(role="quantized", graph=graph), ctx), original
+
+
+def by_name(metrics: Any) -> dict[str, Metric]:
+    return {m.name: m for m in metrics}
+
+
+def test_planted_noise_has_its_sqnr(teacher: GraphModule, planted: GraphModule, context: Any) -> None:
+    """An output that is 1 % too large has 40 dB at every timestep; an untouched node before it is infinite."""
+    table = measure(planted, context(teacher), rows=5)
+    assert list(table.cells) == ["first", "last", OUTPUT]
+    assert table.times == (750.0, 500.0, 250.0, 0.0)
+    for step in range(4):
+        assert table.cells[OUTPUT][step].sqnr == pytest.approx(40.0, abs=1e-3)
+        assert table.cells["first"][step].sqnr == math.inf
+    assert table.pooled("last").sqnr == pytest.approx(40.0, abs=1e-3)
+
+
+def test_sums_are_those_of_the_whole_trajectory(teacher: GraphModule, planted: GraphModule, context: Any) -> None:
+    """Signal and noise, streamed in batches of 3, equal those of all 5 images' activations held at once."""
+    with torch.no_grad():
+        planted.first.weight[0] += 0.1
+    ctx = context(teacher)
+    table = measure(planted, ctx, rows=5)
+    whole = Sampling(steps=4, batch=5)
+    with torch.no_grad():
+        moments = list(
+            trajectory(
+                teacher, ctx.model.sampler(), whole,
+                seed=0, stream="evaluation", indices=range(5), device=ctx.device,
+            )
+        )  # fmt: skip
+        for moment in moments:
+            s, q = teacher.first(moment.inputs[0]).double(), planted.first(moment.inputs[0]).double()
+            power = table.cells["first"][moment.index]
+            assert power.signal == pytest.approx(float((s**2).sum()), rel=1e-5)
+            assert power.noise == pytest.approx(float(((s - q) ** 2).sum()), rel=1e-4)
+            s, q = teacher(*moment.inputs).double(), planted(*moment.inputs).double()
+            assert table.cells[OUTPUT][moment.index].noise == pytest.approx(float(((s - q) ** 2).sum()), rel=1e-4)
+
+
+def test_metrics_of_a_pair(teacher: GraphModule, planted: GraphModule, context: Any) -> None:
+    """SQNR, PSNR and SSIM describe the pair, name their protocol, and the images come from the same noise."""
+    drift = Drift(samples=4, rows=2, grid=3)
+    candidate, original = observe(planted, context(teacher), drift)
+    metrics = by_name(drift.score(candidate, original))
+    assert set(metrics) == {"sqnr", "psnr", "ssim"}
+    assert {m.subject for m in metrics.values()} == {"pair"}
+    assert metrics["sqnr"].value == pytest.approx(40.0, abs=1e-3)
+    a, b = original.images["samples"].astype(float), candidate.images["samples"].astype(float)
+    assert a.shape == (4, 12, 12, 3)
+    assert metrics["psnr"].value == pytest.approx(10 * math.log10(255**2 / ((a - b) ** 2).mean()))
+    assert 0.9 < metrics["ssim"].value < 1
+    protocol = {"sampler": "ddim", "steps": 4, "eta": 0.0, "guidance": 1.0, "seed": 0}
+    assert protocol.items() <= metrics["psnr"].protocol.items()
+    assert metrics["psnr"].protocol["images"] == 4
+    assert metrics["sqnr"].protocol["rows"] == 2
+    assert candidate.images["grid"].shape[0] == 3
+    assert candidate.series["sqnr by timestep"].x == (750.0, 500.0, 250.0, 0.0)
+    assert candidate.series["sqnr by node"].x == ("first", "last")
+    assert candidate.series["sqnr by timestep: last"].y == candidate.series["sqnr by timestep"].y
+
+
+def test_a_model_does_not_drift_from_itself(teacher: GraphModule, context: Any) -> None:
+    """An exact copy has infinite SQNR and PSNR, and SSIM 1."""
+    drift = Drift(samples=2, rows=2)
+    candidate, original = observe(copy.deepcopy(teacher), context(teacher), drift)
+    metrics = by_name(drift.score(candidate, original))
+    assert metrics["sqnr"].value == metrics["psnr"].value == math.inf
+    assert metrics["ssim"].value == 1.0
+
+
+def test_values_overwritten_later_are_compared_as_they_were(context: Any, spec: Callable[..., Any]) -> None:
+    """An in-place op after a node in the teacher does not change what the node is held to."""
+
+    class InPlace(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = torch.nn.Conv2d(3, 3, 1, bias=False)
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return self.first(x).mul_(2.0)
+
+    reference = torch.fx.symbolic_trace(InPlace().eval())
+    for node in reference.graph.nodes:
+        node.meta["origin"] = str(node.target)
+    graph = copy.deepcopy(reference)
+    next(n for n in graph.graph.nodes if n.target == "first").meta["qpass"] = spec(8)
+    assert measure(graph, context(reference), rows=1).pooled("first").noise == 0.0
+
+
+def test_origins_that_name_no_single_node_are_skipped(
+    teacher: GraphModule, specify: Callable[..., GraphModule], spec: Callable[..., Any]
+) -> None:
+    """A node that the teacher lacks, or an origin that two nodes share, is not compared."""
+    graph = specify(teacher, first=spec(8), time=spec(8), last=spec(8))
+    named = {n.target: n for n in graph.graph.nodes if n.op == "call_module"}
+    named["first"].meta["origin"] = "attention/matmul[0]"
+    named["time"].meta["origin"] = "last"
+    ours, theirs = joined(graph, teacher)
+    assert not ours
+    assert not theirs
+    named["time"].meta["origin"] = "time"
+    ours, theirs = joined(graph, teacher)
+    assert list(ours.values()) == list(theirs.values()) == ["time", "last"]
+
+
+@pytest.mark.parametrize(
+    ("signal", "noise", "expected"),
+    [
+        (1.0, 0.0, math.inf),
+        (0.0, 0.0, math.inf),
+        (0.0, 1.0, -math.inf),
+        (1.0, math.inf, -math.inf),
+        (5.0, 5.0, 0.0),
+    ],
+)
+def test_sqnr_at_its_limits(signal: float, noise: float, expected: float) -> None:
+    """No noise is infinite, no signal or endless noise minus infinite, and nothing divides by zero."""
+    assert Power(signal=signal, noise=noise).sqnr == expected
+
+
+def test_images_are_drawn_once(teacher: GraphModule, context: Any) -> None:
+    """Two evaluators that ask for the same images share them, and they come back from disk as they were."""
+    ctx = context(teacher)
+    first = ctx.get(ReferenceImages(count=3), teacher)
+    assert ctx.get(ReferenceImages(count=3), teacher) is first
+    assert ctx.get(GraphImages(count=3), teacher) is ctx.get(GraphImages(count=3), teacher)
+    np.testing.assert_array_equal(first, ctx.get(GraphImages(count=3), teacher))
+    analysis = ReferenceImages(count=3)
+    np.testing.assert_array_equal(analysis.restore(analysis.dump(first)), first)
+    np.testing.assert_array_equal(analysis.merge([first[:1], first[1:]]), first)
+
+
+def test_a_model_that_cannot_sample_is_refused(mute: ModelAdapter) -> None:
+    """An evaluator of images names itself, the reason and the way out; one of the model alone is let through."""
+    with pytest.raises(EvaluationError, match=r"'drift'.*'mute' has no scheduler.*remove use = 'drift'"):
+        refuse(Drift(), mute)
+    refuse(Size(), mute)
+
+
+@pytest.mark.parametrize("options", [{"samples": 0}, {"rows": 0}, {"grid": -1}])
+def test_options_are_checked(options: dict[str, int]) -> None:
+    """Counts that make no sense are refused where they are given."""
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Drift(**options)
