@@ -44,7 +44,7 @@ def trace(
     twin = copy.deepcopy(module).eval().requires_grad_(False)
     example = tuple(_pair(v) if 0 in d and v.shape[0] == 1 else v for v, d in zip(example, dims, strict=True))
     _speak(twin, call)
-    shapes = (tuple({d: Dim.DYNAMIC for d in entry} for entry in dims),)
+    shapes = (tuple(dict.fromkeys(entry, Dim.DYNAMIC) for entry in dims),)
     try:
         with torch.no_grad():
             program = torch.export.export(twin, example, strict=False, dynamic_shapes=shapes)
