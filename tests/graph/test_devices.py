@@ -63,6 +63,7 @@ def test_a_constant_made_on_the_cpu_is_found():
     graph.check_devices(gm, example, device="cpu")
 
 
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr")  # planting one is the point
 def test_a_tensor_that_is_no_buffer_is_found():
     """A plain tensor attribute stays behind when the graph moves; as a buffer it would not."""
     gm, example = small()
