@@ -20,19 +20,21 @@ def edges_for(spec: QuantSpec, timesteps: Tensor) -> Tensor | None:
     groups = spec.time_groups
     if groups == 1:
         return None
-    steps = timesteps.float().unique()
+    steps = torch.tensor(sorted(set(timesteps.float().tolist())))
     if groups > len(steps):
         raise PreconditionError(
             f"'{spec}' asks for {groups} time groups, but calibration saw only {len(steps)} timesteps; "
             "ask for fewer groups or sample more steps"
         )
     first = torch.tensor([len(steps) * g // groups for g in range(1, groups)])
-    return (steps[first - 1] + steps[first]) / 2
+    edges: Tensor = (steps[first - 1] + steps[first]) / 2
+    return edges
 
 
 def finest(edges: Sequence[Tensor]) -> Tensor:
     """Every edge that anyone asked for, in order."""
-    return torch.cat(list(edges)).unique()
+    every = sorted({float(edge) for part in edges for edge in part})
+    return torch.tensor(every, device=edges[0].device)
 
 
 def mapping(fine: Tensor, coarse: Tensor) -> Tensor:

@@ -35,10 +35,9 @@ class Drift(Evaluator):
     rows: int = attrs.field(
         default=16, validator=v.ge(1), metadata={"help": "images whose trajectory is followed for SQNR"}
     )
-    grid: int = attrs.field(default=32, validator=v.ge(0), metadata={"help": "images shown in the report"})
 
     def observe(self, subject: Subject, ctx: PassContext) -> Observation:
-        """The images (`samples`; their first `grid` under `grid`) and, of a quantized model, its noise."""
+        """The images and, of a quantized model, its noise."""
         protocol: dict[str, Any] = {
             "sampler": ctx.sampling.scheduler,
             "steps": ctx.sampling.steps,
@@ -50,7 +49,7 @@ class Drift(Evaluator):
             images = ctx.get(ReferenceImages(count=self.samples), subject.graph)
         else:
             images = ctx.get(GraphImages(count=self.samples), subject.graph)
-        seen = Observation(images={"samples": images, "grid": images[: self.grid]}, protocol=protocol)
+        seen = Observation(images={"samples": images}, protocol=protocol)
         if subject.role == "original":
             return seen
         table = measure(subject.graph, ctx, self.rows)

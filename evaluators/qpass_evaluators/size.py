@@ -19,7 +19,7 @@ from qpass.spec import NodeSpec, QuantSpec
 # better, unit, and what of the protocol determines it
 FIGURES: Mapping[str, tuple[Literal["higher", "lower"], str, str]] = {
     "packed_mb": ("lower", "MB", "bytes"),
-    "packed_ratio": ("higher", "x", "bytes"),
+    "packed_ratio": ("lower", "", "bytes"),
     "bits_per_weight": ("lower", "bit", "bits"),
     "integer_share": ("higher", "", "share"),
 }
@@ -46,8 +46,8 @@ class Weight:
 class Size(Evaluator):
     """Bytes of the artifact, and what its weights take.
 
-    packed_mb: bytes of every file in the artifact's folder / 10^6. packed_ratio: 4 bytes for each element of the
-    original's parameters and buffers / bytes of the artifact. bits_per_weight: over the quantized convolutions and
+    packed_mb: bytes of every file in the artifact's folder / 10^6. packed_ratio: bytes of the artifact / 4 bytes
+    for each element of the original's parameters and buffers. bits_per_weight: over the quantized convolutions and
     linears, bits of codes, scales and zero points / number of weights. integer_share: weights held as codes / all
     weights of convolutions and linears.
     """
@@ -70,7 +70,7 @@ class Size(Evaluator):
         return Observation(
             numbers={
                 "packed_mb": size / 1e6,
-                "packed_ratio": original / size if size else math.nan,
+                "packed_ratio": size / original if original else math.nan,
                 "bits_per_weight": sum(w.bits for w in weighed) / max(1, sum(w.count for w in weighed)),
                 "integer_share": sum(w.count for w in held) / max(1, sum(w.count for w in found)),
             },

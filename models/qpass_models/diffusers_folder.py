@@ -68,7 +68,9 @@ class Folder:
 def find(path: Path, component: str = "") -> Folder:
     """The denoiser in a folder: the folder itself, or a component of the pipeline that it holds."""
     if not path.is_dir():
-        raise ModelError(f"model.path: no folder {str(path)!r}; give one that `save_pretrained` wrote, or a hub id")
+        raise ModelError(
+            f"model.path: no folder {str(path)!r}; give one that `save_pretrained` wrote, or a hub id"
+        )
     if (path / "model_index.json").is_file():
         parts = {p.name: p for p in path.iterdir() if (p / "config.json").is_file()}
         name = component or next((n for n in DENOISERS if n in parts), "")

@@ -37,7 +37,9 @@ class DiffusersModel(ModelAdapter):
     )
     scheduler: dict[str, Any] = attrs.field(
         factory=dict,
-        metadata={"help": "noise schedule of a single component, in diffusers' words, like {beta_schedule = \"linear\"}"},
+        metadata={
+            "help": 'noise schedule of a single component, in diffusers\' words, like {beta_schedule = "linear"}'
+        },
     )
     dtype: Literal["float32", "bfloat16", "float16"] = attrs.field(
         default="float32",
@@ -177,7 +179,9 @@ def _load(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
         module, told = cls.from_pretrained(
             folder, output_loading_info=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=dtype
         )
-    except Exception as error:  # diffusers and safetensors raise OSError, ValueError, SafetensorError, RuntimeError
+    except (
+        Exception
+    ) as error:  # diffusers and safetensors raise OSError, ValueError, SafetensorError, RuntimeError
         first = " ".join(str(error).split())[:300]
         raise ModelError(
             f"the weights in {str(folder)!r} cannot be loaded: {first}; fetch the folder again, it may be cut short"

@@ -31,7 +31,9 @@ class DiTModel(ModelAdapter):
         validator=attrs.validators.ge(0),
         metadata={"help": "attention heads; 0 takes them from the published model of the same width"},
     )
-    vae: str = attrs.field(default="", metadata={"help": "folder of a diffusers AutoencoderKL that decodes latents"})
+    vae: str = attrs.field(
+        default="", metadata={"help": "folder of a diffusers AutoencoderKL that decodes latents"}
+    )
     beta_schedule: str = attrs.field(
         default="linear",
         validator=attrs.validators.in_(("linear", "scaled_linear", "squaredcos_cap_v2")),

@@ -45,14 +45,11 @@ class Simulate(Pass):
         default=256, validator=v.ge(1), metadata={"help": "calibration rows the inputs are fitted on"}
     )
 
-    def requires(self, graph: GraphModule, ctx: PassContext) -> None:
-        """Something in the graph has a spec."""
-        if ctx.reference is not graph and not any(True for _ in slots(graph)):
-            raise PreconditionError("simulate: no node has a spec; put 'assign' before it")
-
     @torch.no_grad()
     def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
         """Fit, then realise."""
+        if not any(True for _ in slots(graph)):
+            raise PreconditionError("simulate: no node has a spec, so there is nothing to carry out; see 'assign'")
         fitted = self._fit_weights(graph, ctx) + self._fit_inputs(graph, ctx)
         weights = sum(round_weight(graph, slot) for slot in slots(graph) if slot.index < 0)
         inputs = insert_quantizers(graph)
@@ -83,7 +80,6 @@ class Simulate(Pass):
         if not missing:
             return 0
         samples = choose_rows(ctx.get(ctx.calibration, graph), self.rows, ctx.seed)
-        every_t = samples.t.unique()
         # equal specs on one tensor are fitted once: q, k and v share their input
         same: dict[tuple[Node, str, str], list[Slot]] = {}
         for slot in missing:
@@ -98,7 +94,7 @@ class Simulate(Pass):
                     if source not in values:
                         continue
                     slot = alike[0]
-                    edges = edges_for(slot.spec, every_t)
+                    edges = edges_for(slot.spec, samples.t)
                     rows = list(_grouped(values[source], samples.t, edges, slot))
                     params = _fit(self.input, slot, rows)
                     if edges is not None:

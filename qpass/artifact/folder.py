@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from torch.fx import GraphModule
 from qpass.artifact.graph_json import empty_module, graph_from_json, graph_to_json
 from qpass.artifact.pack import pack, unpack
 from qpass.errors import ArtifactError
-from qpass.files import new_folder, sha256
+from qpass.files import new_folder, sha256, storage
 from qpass.plugins import Catalog
 from qpass.quantizer import dequantize
 from qpass.schedule import Step, StepPlan
@@ -40,7 +42,7 @@ def save(artifact: Artifact, folder: Path, catalog: Catalog) -> None:
     """Write the artifact; the folder appears whole or not at all. Equal artifacts make equal bytes."""
     tensors, names = _tensors(artifact.graph)
     with new_folder(folder) as aside:
-        save_file(tensors, aside / WEIGHTS, metadata={"format": "qpass"})
+        save_tensors(tensors, aside / WEIGHTS)
         graph = graph_to_json(artifact.graph, catalog.ops)
         document = {
             "qpass": VERSION,
@@ -53,6 +55,20 @@ def save(artifact: Artifact, folder: Path, catalog: Catalog) -> None:
         }
         text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
         (aside / GRAPH).write_text(text, encoding="utf-8")
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file, whole or not at all; what the disk refuses is a `StorageError`."""
+    with storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".tmp-{path.name}")
+        try:
+            save_file(tensors, aside, metadata={"format": "qpass"})
+        except SafetensorError as error:
+            # safetensors hides the system's number in its text
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+        aside.replace(path)
 
 
 def load_artifact(folder: Path, catalog: Catalog) -> Artifact:

@@ -1,4 +1,4 @@
-"""The traced model: a plain `torch.fx.GraphModule` whose nodes carry stable names, and the cuts through it."""
+"""The traced model: a plain `torch.fx.GraphModule` whose nodes have stable names, and cuts through it."""
 
 from qpass.graph.attention import split_attention
 from qpass.graph.blocks import Block, block_module, blocks

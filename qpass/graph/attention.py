@@ -11,7 +11,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from qpass.errors import TraceError
-from qpass.graph.names import inherit
+from qpass.graph.names import inherit, origins
 from qpass.graph.nodes import aten, bound, called
 from qpass.graph.ops import device_of
 
@@ -21,7 +21,7 @@ SOFTMAX = (aten.softmax.int, aten._safe_softmax.default)
 
 
 def settle_attention(graph: Graph) -> None:
-    """Writes down what a split must know while shapes and dtypes are known: the scale, and masks as additive ones."""
+    """Writes down what a split must know, while it is known: the scale, and boolean masks as floats."""
     for node in called(graph, SDPA):
         given = bound(node)
         query, mask = given["query"], given["attn_mask"]
@@ -44,20 +44,21 @@ def settle_attention(graph: Graph) -> None:
 def split_attention(gm: GraphModule, only: Collection[str] | None = None) -> int:
     """Replaces fused attentions (those with an origin in `only`) by their parts; returns how many.
 
-    softmax(scale * q k^T + mask) v, with origins `owner/qk[k]`, `owner/softmax[k]`, `owner/pv[k]`. In half precision
-    the scores are scaled, masked and normalised in fp32, as the fused kernel does.
+    softmax(scale * q k^T + mask) v, with origins `owner/qk[k]`, `owner/softmax[k]`, `owner/pv[k]`.
+
+    In bf16 the parts stay in bf16: measured against fp32, normalising in fp32 comes no closer.
     """
     fused = [n for n in called(gm.graph, SDPA) if only is None or n.meta["origin"] in only]
-    half = any(p.dtype in (torch.bfloat16, torch.float16) for p in gm.parameters())
+    taken = origins(gm.graph)
     for node in fused:
-        _split(gm.graph, node, half)
+        _split(gm.graph, node, taken)
     if fused:
         gm.graph.lint()
         gm.recompile()
     return len(fused)
 
 
-def _split(graph: Graph, node: Node, half: bool) -> None:
+def _split(graph: Graph, node: Node, taken: set[str]) -> None:
     given = bound(node)
     if given["dropout_p"] or given["scale"] is None:
         raise TraceError(f"{node.meta['origin']}: attention with dropout or without a scale cannot be split")
@@ -65,18 +66,18 @@ def _split(graph: Graph, node: Node, half: bool) -> None:
 
     def do(name: str, function: Any, *args: Any, **kwargs: Any) -> Node:
         made = graph.call_function(function, args, kwargs)
-        return inherit(made, node, name)
+        return inherit(made, node, name, taken)
 
     with graph.inserting_before(node):
         if given["enable_gqa"]:
             heads = do("qk_heads", aten.sym_size.int, query, -3)
             for_key = do("qk_groups", operator.floordiv, heads, do("qk_heads", aten.sym_size.int, key, -3))
-            for_value = do("pv_groups", operator.floordiv, heads, do("pv_heads", aten.sym_size.int, value, -3))
+            for_value = do(
+                "pv_groups", operator.floordiv, heads, do("pv_heads", aten.sym_size.int, value, -3)
+            )
             key = do("qk_repeat", aten.repeat_interleave.self_int, key, for_key, -3)
             value = do("pv_repeat", aten.repeat_interleave.self_int, value, for_value, -3)
         scores = do("qk", aten.matmul.default, query, do("qk_transpose", aten.transpose.int, key, -2, -1))
-        if half:
-            scores = do("qk_float", aten.to.dtype, scores, torch.float32)
         scores = do("qk_scale", aten.mul.Tensor, scores, given["scale"])
         if given["is_causal"]:
             rows = do("qk_rows", aten.sym_size.int, query, -2)
@@ -89,8 +90,6 @@ def _split(graph: Graph, node: Node, half: bool) -> None:
             scores = do("qk_mask", aten.add.Tensor, scores, mask)
         softmax = SOFTMAX[0] if mask is None else SOFTMAX[1]
         weights = do("softmax", softmax, scores, -1)
-        if half:
-            weights = do("softmax_half", aten.to.other, weights, value)
         result = do("pv", aten.matmul.default, weights, value)
     node.replace_all_uses_with(result)
     graph.erase_node(node)

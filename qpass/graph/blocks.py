@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from itertools import groupby
-from typing import Literal
+from typing import Literal, cast
 
 import attrs
 from torch.fx import Graph, GraphModule, Node
@@ -16,21 +16,21 @@ Kind = Literal["residual", "attention", "transformer", "resampling", "other"]
 Stack = tuple[tuple[str, str], ...]
 Key = tuple[str, Kind]
 
-_KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
-    ("residual", re.compile(r"^Res(net|idual)?(Temporal)?Block\w*$|^BasicResBlock|^Bottleneck$")),
+_KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (  # by class name
+    ("residual", re.compile(r"Res(net|idual)?(Temporal)?Block\w*|BasicResBlock\w*")),
     (
         "transformer",
-        re.compile(r"Transformer(Encoder|Decoder)?(Block|Layer)$|^(\w*DiT|\w*ViT|\w*Encoder|Parallel\w*)?Block$"),
+        re.compile(r"\w*Transformer(Encoder|Decoder)?(Block|Layer)|(\w*[DV]iT|Parallel\w*)?Block"),
     ),
-    ("attention", re.compile(r"Attention(2D)?$|^Attn(Block)?$|^AttentionBlock$")),
-    ("resampling", re.compile(r"^(Up|Down)sample(r|2D|1D|3D)?$")),
+    ("attention", re.compile(r"\w*Attention(2D)?|Attn(Block)?|AttentionBlock")),
+    ("resampling", re.compile(r"(Up|Down)sample(r|1D|2D|3D)?")),
 )
 _NORM = re.compile(r"Norm")
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Block:
-    """A run of consecutive nodes. `inputs` are the tensors it reads from outside, `outputs` those read by others."""
+    """A run of consecutive nodes, the tensors it reads from outside, and those it makes for others."""
 
     name: str
     kind: Kind
@@ -40,11 +40,12 @@ class Block:
 
 
 def blocks(gm: GraphModule) -> tuple[Block, ...]:
-    """The chain of blocks: every compute node is in exactly one, and each needs only inputs and earlier blocks.
+    """The chain of blocks: every compute node is in one, and each needs only inputs and earlier blocks.
 
-    A block is a run of nodes under one residual, attention, transformer or resampling module, the outermost on
-    their stacks; what lies between two such runs is one block of kind "other". Its name is the module's dotted
-    name (`name#2` if it runs again later); an "other" block has the origin of its first layer, or first node.
+    A block is a run of nodes under one residual, attention, transformer or resampling module, the outermost
+    on their stacks; what lies between two such runs is one block of kind "other". Its name is the module's
+    dotted name (`name#2` if it runs again later); an "other" block has the origin of its first layer, or of
+    its first node. Sizes are in no block: each block reads its own.
     """
     order = compute_nodes(gm.graph)
     keys = _keys(order)
@@ -118,7 +119,7 @@ def _keys(order: list[Node]) -> dict[Node, Key | None]:
     keys: dict[Node, Key | None] = {}
     for node in order:
         if node.target is operator.getitem and node.args[0] in keys:
-            keys[node] = keys[node.args[0]]  # one of several results stays with what made it
+            keys[node] = keys[cast(Node, node.args[0])]  # one of several results stays with what made it
             continue
         inner = next(((path, kind) for path, kind in structural.items() if path in dict(_stack(node))), None)
         keys[node] = named[node] or inner
@@ -128,7 +129,7 @@ def _keys(order: list[Node]) -> dict[Node, Key | None]:
 def _named(stack: Stack) -> Key | None:
     for path, class_name in stack[1:]:
         for kind, pattern in _KINDS:
-            if pattern.search(class_name):
+            if pattern.fullmatch(class_name):
                 return path, kind
     return None
 
@@ -173,7 +174,7 @@ def _same_list(path: str, other: str) -> bool:
 
 
 def _stack(node: Node) -> Stack:
-    return tuple(tuple(entry) for entry in node.meta.get("stack", ()))  # type: ignore[misc]  # JSON gives lists
+    return tuple(tuple(entry) for entry in node.meta.get("stack", ()))  # JSON gives lists
 
 
 def _first(run: tuple[Node, ...]) -> str:

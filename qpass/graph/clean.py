@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import sys
 from typing import Any
 
@@ -20,12 +19,13 @@ _CHECKS = (
     "sym_constrain_range",
     "sym_constrain_range_for_size",
 )
+_MODULES = ("_operator", "builtins", "math", "torch", device_of.__module__)
 _ALIASES = (aten.alias.default, aten.detach.default, aten.detach_.default, aten.lift_fresh.default)
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
 
 
 def plain(exported: GraphModule, names: list[str]) -> Graph:
-    """The exported graph with one tensor per placeholder and one tensor out, and no pytree or guard around it."""
+    """The exported graph with a tensor per placeholder and one tensor out, no pytree or guard around it."""
     graph = Graph()
     copies: dict[Node, Node] = {}
     fresh = iter(names)
@@ -100,15 +100,14 @@ def _devices(node: Node) -> bool:
     return bool(found)
 
 
+def is_mutating(node: Node) -> bool:
+    """Whether a call writes to one of its arguments."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
 def is_foreign(node: Node) -> bool:
     """Whether a call is to something a graph cannot carry: a higher-order op with code of its own."""
-    ours = (torch._ops.OpOverload,)
-    known = isinstance(node.target, ours) or getattr(node.target, "__module__", "") in (
-        operator.__name__,
-        "_operator",
-        "math",
-        "torch",
-        "qpass.graph.ops",
-        "builtins",
+    known = (
+        isinstance(node.target, torch._ops.OpOverload) or getattr(node.target, "__module__", "") in _MODULES
     )
     return node.op == "call_function" and not known

@@ -42,14 +42,14 @@ class _Devices(Interpreter):
         met = {t.device.type for t in tensors if t.ndim}
         if len(met) > 1:
             raise PreconditionError(
-                f"'{origin}' mixes devices: {self._where(n)}. A constant of the graph must be a buffer, or made on "
-                "the device of an input (qpass.graph.ops.device_of)"
+                f"'{origin}' mixes devices: {self._where(n)}. A constant of the graph must be a buffer, "
+                "or made on the device of an input (qpass.graph.ops.device_of)"
             )
         try:
             if n.op == "call_module":
                 name = str(n.target)
-                state = {k: self._moved[f"{name}.{k}"] for k in _state(self.module.get_submodule(name))}  # type: ignore[operator]
-                return torch.func.functional_call(self.module.get_submodule(name), state, args, kwargs)  # type: ignore[operator]
+                state = {k: self._moved[f"{name}.{k}"] for k in _state(self.module.get_submodule(name))}
+                return torch.func.functional_call(self.module.get_submodule(name), state, args, kwargs)
             return getattr(self, n.op)(n.target, args, kwargs)
         except RuntimeError as error:
             if "device" not in str(error):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from torch import nn
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 
 from qpass.graph.nodes import aten, attribute, bound, called
 
@@ -19,12 +20,13 @@ _CONVOLUTIONS: dict[Any, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = 
 }
 
 
-def lift_modules(graph: Graph, root: nn.Module, source: nn.Module) -> None:
-    """Puts a module into `root` for each such call; calls of one module share it, and its parameters stay the same.
+def lift_modules(graph: Graph, root: GraphModule, source: nn.Module) -> None:
+    """Puts a module into `root` for each such call; calls of one module share it, parameters are kept.
 
     `source` is the module that was exported: it tells under which of two names a tied weight was used.
     """
     parameters = dict(source.named_parameters(remove_duplicate=False))
+    lifted: dict[str, nn.Module] = {}
     for node in called(graph, aten.linear.default, aten.embedding.default, *_CONVOLUTIONS):
         given = bound(node)
         weight = _parameter(root, given["weight"])
@@ -33,15 +35,15 @@ def lift_modules(graph: Graph, root: nn.Module, source: nn.Module) -> None:
             continue
         name = _module_name(node, str(given["weight"].target), weight, parameters)
         made = _make(node, given, weight, bias)
-        if not name or (name in _lifted(graph) and not _same(root.get_submodule(name), made)):
-            continue
-        if name not in _lifted(graph):
-            _add(root, name, made)
-        given_input = given["indices"] if node.target is aten.embedding.default else given["input"]
+        if not name or (name in lifted and not _same(lifted[name], made)):
+            continue  # a module cannot be the root, nor stand for two different calls
+        if name not in lifted:
+            lifted[name] = made
+            _place(root, name, made)
         with graph.inserting_before(node):
-            lifted = graph.call_module(name, (given_input,))
-        lifted.meta = dict(node.meta)
-        node.replace_all_uses_with(lifted)
+            call = graph.call_module(name, (given.get("input", given.get("indices")),))
+        call.meta = dict(node.meta)
+        node.replace_all_uses_with(call)
         graph.erase_node(node)
     graph.eliminate_dead_code()
 
@@ -56,7 +58,7 @@ def _parameter(root: nn.Module, node: Any) -> nn.Parameter | None:
 def _module_name(node: Node, fqn: str, weight: nn.Parameter, parameters: dict[str, nn.Parameter]) -> str:
     """The module that ran, if the weight is its own; else the module the parameter's name says.
 
-    A parameter with another name than `weight` (`attn.in_proj_weight`) makes a module beside it (`attn.in_proj`).
+    A parameter not named `weight` (`attn.in_proj_weight`) makes a module of its own (`attn.in_proj`).
     """
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     running = stack[-1][0].partition("@")[0] if stack else ""
@@ -79,15 +81,9 @@ def _make(node: Node, given: dict[str, Any], weight: nn.Parameter, bias: nn.Para
     else:
         kind = _CONVOLUTIONS[node.target]
         groups = given["groups"]
-        made = kind(
-            weight.shape[1] * groups,
-            weight.shape[0],
-            tuple(weight.shape[2:]),  # type: ignore[arg-type]
-            *(_each(given[key], weight.ndim - 2) for key in ("stride", "padding", "dilation")),
-            groups,
-            bias is not None,
-            device="meta",
-        )
+        rest = {key: _each(given[key], weight.ndim - 2) for key in ("stride", "padding", "dilation")}
+        sizes = weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:])
+        made = kind(*sizes, groups=groups, bias=bias is not None, device="meta", **rest)  # type: ignore[arg-type]
     made.weight = weight
     if bias is not None:
         made.bias = bias
@@ -102,10 +98,6 @@ def _each(value: Any, count: int) -> Any:
     return numbers * count if len(numbers) == 1 else numbers
 
 
-def _lifted(graph: Graph) -> set[str]:
-    return {str(node.target) for node in graph.find_nodes(op="call_module")}
-
-
 def _same(one: nn.Module, other: nn.Module) -> bool:
     def facts(module: nn.Module) -> tuple[Any, ...]:
         tensors = tuple(p if p is None else p.data_ptr() for p in module._parameters.values())
@@ -114,14 +106,10 @@ def _same(one: nn.Module, other: nn.Module) -> bool:
     return facts(one) == facts(other)
 
 
-def _add(root: nn.Module, name: str, made: nn.Module) -> None:
-    owner = root
-    *path, leaf = name.split(".")
-    for part in path:
-        if part not in owner._modules:
-            owner.add_module(part, nn.Module())
-        owner = owner.get_submodule(part)
-    for key, value in owner._modules[leaf]._parameters.items() if leaf in owner._modules else ():  # type: ignore[union-attr]
-        if key not in made._parameters:
-            made.register_parameter(key, value)
-    owner._modules[leaf] = made
+def _place(root: GraphModule, name: str, made: nn.Module) -> None:
+    """Puts the module where the exported graph has a plain container, whose other tensors it takes over."""
+    with contextlib.suppress(AttributeError):
+        for key, value in root.get_submodule(name).named_parameters(recurse=False):
+            if key not in made._parameters:
+                made.register_parameter(key, value)
+    root.add_submodule(name, made)

@@ -1,4 +1,4 @@
-"""The names things are called by: `meta["origin"]` and `meta["stack"]`, both independent of batch, dtype and device."""
+"""What things are called: `meta["origin"]` and `meta["stack"]`, independent of batch, dtype and device."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _CALL = re.compile(r"@\d+")
 def write_names(graph: Graph) -> None:
     """Writes both names on every compute node of a freshly exported graph and drops all other meta.
 
-    A lifted module is its dotted name, `name#2` on its second call; any other op is `owner/op[k]`, where owner is
-    the innermost module it ran in and k counts that op within that owner.
+    A lifted module is its dotted name, `name#2` on its second call; any other op is `owner/op[k]`, where
+    owner is the innermost module it ran in and k counts that op within that owner.
     """
     calls: Counter[str] = Counter()
     ops: Counter[str] = Counter()
@@ -37,14 +37,25 @@ def write_names(graph: Graph) -> None:
         node.meta = {"origin": origin, "stack": stack}
 
 
-def inherit(node: Node, source: Node, op: str) -> Node:
-    """Names a node that a rewrite put in place of (a part of) `source`: same owner, same index, another op."""
+def origins(graph: Graph) -> set[str]:
+    """Every origin in use: `inherit` keeps new ones apart from them."""
+    return {node.meta["origin"] for node in graph.nodes if "origin" in node.meta}
+
+
+def inherit(node: Node, source: Node, op: str, taken: set[str]) -> Node:
+    """Names a node that a rewrite makes for `source`: same owner, same index if it is free, another op.
+
+    The source of `blocks.0.attn/softmax[0]` may be `blocks.0.attn/scaled_dot_product_attention[0]`; that of
+    `conv_in/rescale[0]` is `conv_in`. The new origin is added to `taken`.
+    """
     origin = str(source.meta["origin"])
-    owner, _, rest = origin.rpartition("/")
+    owner, slash, rest = origin.rpartition("/")
+    if not slash:
+        owner, _, rest = origin.partition("#")
     index = int(rest[rest.rindex("[") + 1 : -1]) if rest.endswith("]") else 0
-    taken = {n.meta.get("origin") for n in node.graph.nodes if n is not node}
     while f"{owner}/{op}[{index}]" in taken:
         index += 1
+    taken.add(f"{owner}/{op}[{index}]")
     node.meta = {**source.meta, "origin": f"{owner}/{op}[{index}]"}
     return node
 

@@ -35,9 +35,8 @@ def sizes(graph: Graph) -> set[Node]:
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        if node.target in _READS:
-            found.add(node)
-        elif node.target in _ARITHMETIC and node.all_input_nodes and found.issuperset(node.all_input_nodes):
+        sources = node.all_input_nodes
+        if node.target in _READS or (node.target in _ARITHMETIC and sources and found.issuperset(sources)):
             found.add(node)
     return found
 

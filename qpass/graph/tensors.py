@@ -9,7 +9,7 @@ from qpass.graph.nodes import attribute
 
 
 def put(gm: nn.Module, dotted: str, tensor: torch.Tensor) -> None:
-    """Registers a buffer under a dotted name, replacing a buffer of that name; plain containers appear on the way.
+    """Registers a buffer under a dotted name, in place of one there; plain containers appear on the way.
 
     >>> gm = nn.Module()
     >>> put(gm, "blocks.0.scale", torch.ones(1))

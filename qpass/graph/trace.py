@@ -13,8 +13,8 @@ from torch.fx import GraphModule
 
 from qpass.errors import TraceError
 from qpass.graph.attention import settle_attention
-from qpass.graph.clean import drop_noise, free_devices, is_foreign, plain
-from qpass.graph.failure import trace_error
+from qpass.graph.clean import drop_noise, free_devices, is_foreign, is_mutating, plain
+from qpass.graph.failure import traced
 from qpass.graph.lift import lift_modules
 from qpass.graph.names import write_names
 
@@ -30,27 +30,34 @@ def trace(
 ) -> GraphModule:
     """The module as a graph of modules and aten calls, in eval mode, on a copy of its weights.
 
-    `example` is `(x, t, *cond)`; `call(module, *example)` adapts a module with another signature. `dynamic` gives
-    the dimensions of each input that may change (default: dim 0 of all). Every compute node has an origin and a
-    stack (see `qpass.graph.names`), and no other meta.
+    `example` is `(x, t, *cond)`; `call(module, *example)` adapts a module with another signature. `dynamic`
+    gives the dimensions of each input that may change (default: dim 0 of all). Every compute node has an
+    origin and a stack (see `qpass.graph.names`), and no other meta.
     """
     example = tuple(example)
     for position, value in enumerate(example):
         if not isinstance(value, torch.Tensor):
-            raise TraceError(f"input {position} of the example is a {type(value).__name__}; it must be a tensor")
+            raise TraceError(
+                f"input {position} of the example is a {type(value).__name__}; it must be a tensor"
+            )
     dims = tuple((0,) if v.ndim else () for v in example) if dynamic is None else dynamic
     if len(dims) != len(example):
         raise TraceError(f"dynamic has {len(dims)} entries, the example has {len(example)} inputs; one each")
     twin = copy.deepcopy(module).eval().requires_grad_(False)
     example = tuple(_pair(v) if 0 in d and v.shape[0] == 1 else v for v, d in zip(example, dims, strict=True))
     _speak(twin, call)
-    shapes = (tuple({d: Dim.DYNAMIC for d in entry} for entry in dims),)
-    try:
-        with torch.no_grad():
-            program = torch.export.export(twin, example, strict=False, dynamic_shapes=shapes)
-            exported = program.module(check_guards=False)
-    except Exception as error:
-        raise trace_error(error, twin) from error
+    shapes = (tuple(dict.fromkeys(entry, Dim.DYNAMIC) for entry in dims),)
+    with traced(twin), torch.no_grad():
+        program = torch.export.export(twin, example, strict=False, dynamic_shapes=shapes)
+        if any(is_mutating(node) for node in program.graph.nodes):
+            program = program.run_decompositions({})  # writes in place become values; composite ops stay
+        exported = program.module(check_guards=False)
+    written = (
+        *program.graph_signature.buffers_to_mutate.values(),
+        *program.graph_signature.user_inputs_to_mutate.values(),
+    )
+    if written:
+        raise TraceError(f"cannot trace {type(twin).__name__}: it writes to {', '.join(written)}")
     return _readable(exported, twin, len(example))
 
 
@@ -63,14 +70,16 @@ def _readable(exported: GraphModule, twin: nn.Module, inputs: int) -> GraphModul
     settle_attention(graph)
     for node in graph.nodes:
         if is_foreign(node):
-            raise TraceError(f"cannot trace {type(twin).__name__}: it holds {node.target}, which is no plain op")
+            raise TraceError(
+                f"cannot trace {type(twin).__name__}: it holds {node.target}, which is no plain op"
+            )
     write_names(graph)
     graph.lint()
     return GraphModule(gm, graph, class_name=type(twin).__name__).eval()
 
 
 def _speak(twin: nn.Module, call: Callable[..., Any] | None) -> None:
-    """Gives the copy a `forward(x, t, *cond)` that returns one tensor, without wrapping it: names stay its own."""
+    """Gives the copy a `forward(x, t, *cond)` that returns one tensor; names stay its own."""
     inner = twin.forward
 
     def forward(*args: torch.Tensor) -> torch.Tensor:
@@ -82,7 +91,7 @@ def _speak(twin: nn.Module, call: Callable[..., Any] | None) -> None:
         tensors = [v for v in torch.utils._pytree.tree_leaves(result) if isinstance(v, torch.Tensor)]
         if len(tensors) != 1:
             raise TraceError(
-                f"{type(twin).__name__} returns {len(tensors)} tensors, a denoiser returns one; pick it with `call`"
+                f"{type(twin).__name__} returns {len(tensors)} tensors and not one; pick the one with `call`"
             )
         return tensors[0]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 import numpy as np
+import tomli_w
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -20,7 +21,6 @@ from qpass.report.facts import execution, left_alone, lists_floats
 from qpass.report.human import duration, number, quantity
 from qpass.report.pictures import Picture, difference, picture, shown
 from qpass.report.rows import SIZE, rows
-from qpass.report.toml import to_toml
 
 _ROLES = ("original", "quantized")
 _CARDS = (("sqnr", "Output SQNR", ""), ("psnr", "PSNR", ""), ("packed_ratio", "Packed ratio", "×"))
@@ -80,9 +80,18 @@ def render(
         cost=[row for row in measured if row.name in SIZE] + list(rows(timings.get("metrics", ()))),
         seconds={step["index"]: step["seconds"] for step in timings.get("passes", ())},
         total=timings.get("total_seconds"),
-        recipe=to_toml(recipe),
+        recipe=tomli_w.dumps(_without_none(recipe)),
     )
     return html.strip() + "\n"
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no word for None."""
+    if isinstance(value, Mapping):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(item) for item in value if item is not None]
+    return value
 
 
 def _environment() -> Environment:

@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["data", "human", "pictures", "svg", "terminal", "toml"])
+@pytest.mark.parametrize("name", ["data", "human", "pictures", "svg", "terminal"])
 def test_examples_in_docstrings_hold(name: str) -> None:
     """Each prints what its docstring says."""
     results = doctest.testmod(importlib.import_module(f"qpass.report.{name}"))

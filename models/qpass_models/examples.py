@@ -1,0 +1,108 @@
+"""Seeded random inputs of the right shapes for a signature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from qpass_models.signatures import Signature
+
+Config = Mapping[str, Any]
+Size = int | tuple[int, int]
+
+TOKENS = 7  # length of the text in an example
+_UNBATCHED = ("img_ids", "txt_ids")
+
+
+def example(
+    signature: Signature,
+    config: Config,
+    batch: int = 2,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    size: Size | None = None,
+) -> tuple[torch.Tensor, ...]:
+    """Seeded random inputs of the right shapes. The same seed gives the same values in every dtype.
+
+    `size` is the height and width of x before patching (default: the configuration's own `sample_size`).
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    size = size or config.get("sample_size") or 32
+    height, width = (size, size) if isinstance(size, int) else size
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype or torch.float32)
+
+    def between(low: int, high: int) -> torch.Tensor:
+        return torch.randint(low, high, (batch,), generator=generator).to(device)
+
+    def draw(key: str) -> torch.Tensor:
+        last = key.rpartition(".")[2]
+        if last == "timestep":
+            return _timesteps(signature.class_name, between)
+        if last == "class_labels":
+            kind, labels = config.get("class_embed_type"), _labels(config)
+            if kind in ("projection", "simple_projection"):
+                return normal(batch, config["projection_class_embeddings_input_dim"])
+            if kind == "identity":
+                return normal(batch, _time_width(config))
+            return between(0, labels)
+        if last in _UNBATCHED:
+            return _positions(last, height, width).to(device, dtype or torch.float32)
+        if last == "guidance":
+            return torch.full((batch,), 3.5, device=device)
+        if last == "encoder_attention_mask":
+            mask = torch.ones(batch, TOKENS)
+            mask[:, TOKENS // 2 :] = between(0, 2).cpu()[:, None].float()
+            return mask.to(device, dtype or torch.float32)
+        return normal(*_shape(signature.class_name, config, last, batch, height, width))
+
+    return tuple(draw(key) for key in signature.inputs)
+
+
+def _shape(class_name: str, config: Config, key: str, batch: int, height: int, width: int) -> tuple[int, ...]:
+    if key in ("sample", "hidden_states"):
+        if class_name == "FluxTransformer2DModel":
+            return batch, height // 2 * (width // 2), config["in_channels"]
+        return batch, config["in_channels"], height, width
+    if key == "encoder_hidden_states":
+        fields = ("joint_attention_dim", "caption_channels", "encoder_hid_dim", "cross_attention_dim")
+        text = next(config[field] for field in fields if config.get(field))
+        return batch, TOKENS, text if isinstance(text, int) else text[0]
+    if key == "text_embeds":  # the projection takes the text beside six embedded sizes
+        return batch, config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+    fixed = {"time_ids": 6, "resolution": 2, "aspect_ratio": 1}
+    if key in fixed:
+        return batch, fixed[key]
+    named = {"pooled_projections": "pooled_projection_dim", "timestep_cond": "time_cond_proj_dim"}
+    return batch, config[named[key]]
+
+
+def _timesteps(class_name: str, between: Callable[[int, int], torch.Tensor]) -> torch.Tensor:
+    steps = between(0, 1000)
+    if class_name == "FluxTransformer2DModel":
+        return steps.float() / 1000
+    return steps.float() + 0.25 if class_name == "SD3Transformer2DModel" else steps
+
+
+def _labels(config: Config) -> int:
+    return int(config.get("num_class_embeds") or config.get("num_embeds_ada_norm") or 1000)
+
+
+def _time_width(config: Config) -> int:
+    return int(config.get("time_embedding_dim") or config["block_out_channels"][0] * 4)
+
+
+def _positions(key: str, height: int, width: int) -> torch.Tensor:
+    import torch
+
+    if key == "txt_ids":
+        return torch.zeros(TOKENS, 3)
+    rows, columns = torch.meshgrid(torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
+    return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3).float()

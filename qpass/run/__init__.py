@@ -1,0 +1,6 @@
+"""Carry out a recipe: check it, run its passes, keep every stage, measure, report."""
+
+from qpass.run.execute import RunResult, run, select_device
+from qpass.run.sample import sample
+
+__all__ = ["RunResult", "run", "sample", "select_device"]

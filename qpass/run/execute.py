@@ -1,0 +1,225 @@
+"""One run, from a checked recipe to its report."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch.fx import GraphModule
+
+from qpass.analysis import Analyses
+from qpass.artifact.folder import GRAPH, Artifact, load_artifact, save
+from qpass.errors import DeviceError, QpassError, RecipeError
+from qpass.evaluator import Evaluator, Metric, Observation, Subject, refuse
+from qpass.files import write_file
+from qpass.graph import trace
+from qpass.manager import PassContext, PassManager, Run
+from qpass.model import ModelAdapter
+from qpass.plugins import Catalog
+from qpass.progress import Progress, peak_memory_mb
+from qpass.recipe import Recipe, bytes_of
+from qpass.recipe.structure import to_data
+from qpass.report import render, report, to_json
+from qpass.run.fingerprint import digest, ground, own_code, stage_prints, versions
+from qpass.run.folder import KeptStages, RunFolder
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class RunResult:
+    """A finished run: its folder, the report, and what varies between equal runs."""
+
+    folder: Path
+    report: Mapping[str, Any]
+    timings: Mapping[str, Any]
+
+
+def run(
+    recipe: Recipe,
+    *,
+    catalog: Catalog,
+    out: Path | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> RunResult:
+    """Carry out a recipe in a folder; what an earlier run already did there under equal conditions is kept."""
+    started = time.monotonic()
+    progress = progress or Progress()
+    where = select_device(device)
+    path = out or Path("runs") / f"{recipe.name}-{recipe.model.name}"
+    check(recipe, catalog)
+    folder = RunFolder(path=path, catalog=catalog)
+    with folder.held():
+        base = ground(recipe, where.type)
+        if changed := folder.changed(base):
+            progress.say(f"changed since the last run in {path}: {', '.join(changed)}; redoing what depends on it")
+        write_file(path / "recipe.toml", recipe.toml())
+        ctx = context(recipe, catalog, where, progress, folder, digest(base))
+        done = quantize(recipe, ctx, folder, base)
+        seen = observe(recipe, ctx, folder, stage_prints(recipe, base))
+        ctx.progress.say("report")
+        return _report(recipe, where, folder, done, seen, time.monotonic() - started)
+
+
+def select_device(name: str) -> torch.device:
+    """The device of that name; a `DeviceError` where this machine has none."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"device {name!r} is not a name torch knows; write cpu, cuda or cuda:0") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"device {name!r}: this machine has no CUDA device that torch can use; try --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0 on"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device {name!r}: qpass runs on cpu and cuda")
+    return device
+
+
+def check(recipe: Recipe, catalog: Catalog) -> None:
+    """The graph check: trace the model's shape without reading a weight, and ask every pass and evaluator."""
+    adapter = recipe.model
+    example = tuple(part.to("meta") for part in adapter.example())
+    graph = trace(adapter.skeleton(), example, call=adapter.call, dynamic=adapter.dynamic())
+    ctx = PassContext(
+        model=adapter, reference=graph, sampling=recipe.sampling, calibration=recipe.calibration, catalog=catalog
+    )
+    problems: list[str] = []
+    for step in recipe.passes:
+        try:
+            step.requires(graph, ctx)
+        except QpassError as error:
+            problems.append(str(error))
+    for evaluator in recipe.evaluators:
+        try:
+            refuse(evaluator, adapter)
+        except QpassError as error:
+            problems.append(str(error))
+    if problems:
+        raise RecipeError(problems, f"recipe {recipe.name!r} on {adapter.name!r}")
+
+
+def context(
+    recipe: Recipe, catalog: Catalog, device: torch.device, progress: Progress, folder: RunFolder, base: str
+) -> PassContext:
+    """Everything the passes are given, the traced teacher among it."""
+    progress.say(f"trace {recipe.model.name}")
+    reference = traced(recipe.model).to(device)
+    return PassContext(
+        model=recipe.model,
+        reference=reference,
+        sampling=recipe.sampling,
+        calibration=recipe.calibration,
+        catalog=catalog,
+        seed=recipe.seed,
+        device=device,
+        analyses=Analyses(
+            load=lambda question: folder.read_analysis(base, question),
+            save=lambda question, tensors: folder.write_analysis(base, question, tensors),
+        ),
+        progress=progress,
+        scratch=folder.path / "stages",
+        memory_budget=bytes_of(recipe.memory_budget),
+    )
+
+
+def traced(adapter: ModelAdapter) -> GraphModule:
+    """The adapter's model as a graph."""
+    return trace(adapter.load(), adapter.example(), call=adapter.call, dynamic=adapter.dynamic())
+
+
+def quantize(recipe: Recipe, ctx: PassContext, folder: RunFolder, base: Mapping[str, Any]) -> Run:
+    """Run the passes and write the artifact."""
+    stages = KeptStages(folder, stage_prints(recipe, base), [step.name for step in recipe.passes])
+    manager = PassManager(recipe.passes, ctx.catalog.hook, options=to_data, stages=stages)
+    done = manager.run(copy.deepcopy(ctx.reference), ctx)
+    save(Artifact(graph=done.graph, plan=done.plan, about=about(recipe)), folder.artifact, ctx.catalog)
+    return done
+
+
+def about(recipe: Recipe) -> dict[str, Any]:
+    """What an artifact says of itself. How it was measured is not part of it."""
+    data = recipe.data()
+    kept = ("seed", "model", "sampling", "calibration", "passes")
+    return {
+        "recipe": {key: data[key] for key in kept},
+        "weights": recipe.model.fingerprint(),
+        "config": dict(recipe.model.config()),
+        "signature": recipe.model.signature(),
+        "versions": versions(),
+    }
+
+
+Seen = Mapping[str, Mapping[str, Observation]]
+
+
+def observe(recipe: Recipe, ctx: PassContext, folder: RunFolder, prints: list[str]) -> Seen:
+    """What every evaluator sees of the original, then of the artifact as it loads from disk."""
+    quantized = load_artifact(folder.artifact, ctx.catalog).graph.to(ctx.device)
+    content = digest((folder.artifact / GRAPH).read_text(encoding="utf-8"))
+    ctx = attrs.evolve(ctx)
+    ctx.analyses.drop_graph(frozenset())
+    seen: dict[str, dict[str, Observation]] = {}
+    for evaluator in recipe.evaluators:
+        ctx.progress.say(f"evaluate {evaluator.name}")
+        found: dict[str, Observation] = {}
+        for subject in (
+            Subject(role="original", graph=ctx.reference),
+            Subject(role="quantized", graph=quantized, folder=folder.artifact),
+        ):
+            mark = digest([content, prints, to_data(evaluator), own_code(evaluator)])
+            kept = folder.read_observation(evaluator.name, subject.role, mark)
+            if kept is None:
+                kept = _observe(evaluator, subject, ctx)
+                folder.write_observation(evaluator.name, subject.role, mark, kept)
+            found[subject.role] = kept
+        seen[evaluator.name] = found
+    return seen
+
+
+def _observe(evaluator: Evaluator, subject: Subject, ctx: PassContext) -> Observation:
+    try:
+        with torch.no_grad():
+            seen = evaluator.observe(subject, ctx)
+    except Exception as error:
+        error.add_note(f"in evaluator {evaluator.name!r}, looking at the {subject.role} model")
+        raise
+    if not isinstance(seen, Observation):
+        raise QpassError(f"evaluator {evaluator.name!r} must return a qpass.Observation, not {seen!r}")
+    return seen
+
+
+def _report(
+    recipe: Recipe, device: torch.device, folder: RunFolder, done: Run, seen: Seen, seconds: float
+) -> RunResult:
+    """Write report.json, timings.json and report.html."""
+    exact: list[tuple[str, Metric]] = []
+    varying: list[tuple[str, Metric]] = []
+    for evaluator in recipe.evaluators:
+        both = seen[evaluator.name]
+        for metric in evaluator.score(both["quantized"], both["original"]):
+            (exact if evaluator.exact else varying).append((evaluator.name, metric))
+    data = report(recipe.data(), recipe.seed, versions(), device.type, done.records, exact)
+    if recipe.notes:
+        data["notes"] = list(recipe.notes)
+    timings = {
+        "passes": [
+            {"index": record.index, "pass": record.name, "seconds": spent}
+            for record, spent in zip(done.records, done.seconds, strict=False)
+        ],
+        "metrics": [{"evaluator": name, **attrs.asdict(metric)} for name, metric in varying],
+        "total_seconds": seconds,
+        "peak_memory_mb": peak_memory_mb(),
+    }
+    write_file(folder.path / "report.json", to_json(data))
+    write_file(folder.path / "timings.json", json.dumps(timings, indent=1, default=str))
+    write_file(folder.path / "report.html", render(data, seen, timings))
+    folder.catalog.hook.report_ready(report=data, folder=folder.path)
+    return RunResult(folder=folder.path, report=data, timings=timings)

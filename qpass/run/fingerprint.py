@@ -1,0 +1,74 @@
+"""What determines a result: if none of it changed, neither did the result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from qpass.recipe import Recipe
+from qpass.recipe.structure import to_data
+from qpass.report.data import plain
+
+LIBRARIES = ("torch", "diffusers", "timm", "numpy", "safetensors")
+
+
+def digest(value: Any) -> str:
+    """A short hash of plain data."""
+    text = json.dumps(plain(value), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result may depend on."""
+    found = {name: version(name) for name in ("qpass", *LIBRARIES)}
+    return {"python": platform.python_version(), **found}
+
+
+@cache
+def source_hash(package: str) -> str:
+    """A hash of the Python sources of a package or module: the code version of whoever edits code."""
+    module = sys.modules[package]
+    origin = Path(module.__file__ or "")
+    files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
+    total = hashlib.sha256()
+    for file in files:
+        total.update(file.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def ground(recipe: Recipe, device: str) -> dict[str, Any]:
+    """What every stage depends on, by name, so that a change can be named."""
+    code = {"qpass": source_hash("qpass")}
+    for part in (recipe.model, recipe.calibration):
+        code |= own_code(part)
+    return {
+        "code": code,
+        "versions": versions(),
+        "device": device,
+        "seed": recipe.seed,
+        "model": {**to_data(recipe.model), "weights": recipe.model.fingerprint()},
+        "sampling": to_data(recipe.sampling),
+        "calibration": to_data(recipe.calibration),
+    }
+
+
+def own_code(plugin: object) -> dict[str, str]:
+    """The code version of the package a plugin comes from."""
+    package = type(plugin).__module__.partition(".")[0]
+    return {package: source_hash(package)}
+
+
+def stage_prints(recipe: Recipe, base: Mapping[str, Any]) -> list[str]:
+    """One fingerprint for each pass, of everything up to and including it."""
+    prints, last = [], digest(base)
+    for step in recipe.passes:
+        last = digest({"before": last, "pass": to_data(step), "code": own_code(step)})
+        prints.append(last)
+    return prints

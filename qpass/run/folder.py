@@ -1,0 +1,177 @@
+"""A run's folder: stages, analyses and observations, each kept whole under the fingerprint of what made it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from qpass.analysis import Analysis, Tensors
+from qpass.artifact.folder import Artifact, load_artifact, save, save_tensors
+from qpass.errors import ArtifactError, QpassError
+from qpass.evaluator import Observation, Series
+from qpass.files import new_folder, storage, sweep, write_file
+from qpass.manager import Record, Run, Stages
+from qpass.plugins import Catalog
+from qpass.report.data import plain
+from qpass.run.fingerprint import digest
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class RunFolder:
+    """Where a run keeps what it has done."""
+
+    path: Path
+    catalog: Catalog
+
+    @property
+    def artifact(self) -> Path:
+        """The quantized model."""
+        return self.path / "artifact"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder for one process at a time, and clear what an interrupted one left half-written."""
+        with storage(self.path):
+            (self.path / "stages").mkdir(parents=True, exist_ok=True)
+            handle = (self.path / "stages" / ".lock").open("w")
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise QpassError(
+                    f"another run is at work in {str(self.path)!r}; wait for it, or choose another folder with --out"
+                ) from None
+            sweep(self.path)
+            yield
+
+    def changed(self, ground: Mapping[str, Any]) -> list[str]:
+        """The names of what differs from the last run in this folder; remembers the new state."""
+        file = self.path / "stages" / "ground.json"
+        before = _json(file) or {}
+        now = plain(ground)
+        write_file(file, json.dumps(now, sort_keys=True, indent=1))
+        return sorted(k for k in now.keys() | before.keys() if before and now.get(k) != before.get(k))
+
+    def analysis(self, base: str, question: Analysis[Any]) -> Path:
+        """Where the answer to a question about the original model is kept."""
+        return self.path / "stages" / "analyses" / f"{question.name}-{digest([base, repr(question)])}.safetensors"
+
+    def read_analysis(self, base: str, question: Analysis[Any]) -> Tensors | None:
+        """The answer, if it is there."""
+        file = self.analysis(base, question)
+        try:
+            return load_file(file) if file.is_file() else None
+        except SafetensorError:
+            return None  # damaged: it is computed again
+
+    def write_analysis(self, base: str, question: Analysis[Any], tensors: Tensors) -> None:
+        """Keep the answer."""
+        save_tensors(dict(tensors), self.analysis(base, question))
+
+    def _observation(self, evaluator: str, role: str) -> Path:
+        return self.path / "stages" / "observations" / f"{evaluator}-{role}"
+
+    def read_observation(self, evaluator: str, role: str, fingerprint: str) -> Observation | None:
+        """What an evaluator saw, if it was kept under this fingerprint."""
+        folder = self._observation(evaluator, role)
+        kept = _json(folder / "observation.json")
+        if kept is None or kept.get("fingerprint") != fingerprint:
+            return None
+        try:
+            pictures = load_file(folder / "images.safetensors")
+        except (SafetensorError, OSError):
+            return None
+        series = {
+            name: Series(**{**row, "x": tuple(row["x"]), "y": tuple(map(_number, row["y"]))})
+            for name, row in kept["series"].items()
+        }
+        return Observation(
+            numbers={name: _number(value) for name, value in kept["numbers"].items()},
+            series=series,
+            images={name: tensor.numpy() for name, tensor in pictures.items()},
+            protocol=kept["protocol"],
+        )
+
+    def write_observation(self, evaluator: str, role: str, fingerprint: str, seen: Observation) -> None:
+        """Keep what an evaluator saw."""
+        document = {
+            "fingerprint": fingerprint,
+            "numbers": {name: _text(value) for name, value in seen.numbers.items()},
+            "series": {
+                name: {**attrs.asdict(row), "y": [_text(value) for value in row.y]}
+                for name, row in seen.series.items()
+            },
+            "protocol": plain(seen.protocol),
+        }
+        with new_folder(self._observation(evaluator, role)) as aside:
+            images = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in seen.images.items()}
+            save_tensors(images, aside / "images.safetensors")
+            (aside / "observation.json").write_text(json.dumps(document, sort_keys=True), encoding="utf-8")
+
+
+@attrs.define(eq=False)
+class KeptStages(Stages):
+    """Every pass's result, as an artifact that also holds the records so far."""
+
+    folder: RunFolder
+    prints: list[str]
+    names: list[str]
+
+    def _place(self, index: int) -> Path:
+        return self.folder.path / "stages" / f"{index + 1:02d}-{self.names[index]}"
+
+    def load(self, index: int) -> Run | None:
+        """The stage, if it was made under the same fingerprint and is whole."""
+        place = self._place(index)
+        if not place.is_dir():
+            return None
+        try:
+            kept = load_artifact(place, self.folder.catalog)
+        except ArtifactError:
+            return None  # damaged or of an older format: it is made again
+        if kept.about.get("fingerprint") != self.prints[index]:
+            return None
+        seconds = _json(place.with_suffix(".seconds.json")) or {}
+        return Run(
+            graph=kept.graph,
+            plan=kept.plan,
+            records=tuple(Record(**row) for row in kept.about["records"]),
+            seconds=tuple(seconds.get("seconds", ())),
+        )
+
+    def save(self, index: int, run: Run) -> None:
+        """Keep the stage."""
+        place = self._place(index)
+        write_file(place.with_suffix(".seconds.json"), json.dumps({"seconds": run.seconds}))
+        about = {
+            "fingerprint": self.prints[index],
+            "records": [plain(attrs.asdict(record, recurse=False)) for record in run.records],
+        }
+        save(Artifact(graph=run.graph, plan=run.plan, about=about), place, self.folder.catalog)
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _text(value: float) -> float | str:
+    """A number as JSON; what JSON has no word for as text."""
+    return value if np.isfinite(value) else repr(float(value))
+
+
+def _number(value: float | str) -> float:
+    return float(value)
