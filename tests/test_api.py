@@ -72,7 +72,7 @@ def test_a_pipeline_goes_in_and_its_denoiser_is_replaced(unet_folder):
     assert all(torch.equal(v, before[k]) for k, v in pipe.unet.state_dict().items())
     pipe.unet = quantized.model
     images = draw()
-    assert 0 < abs(images - original).max() < 0.2
+    assert 0 < abs(images - original).mean() < 0.03
 
 
 def test_what_no_adapter_knows_is_one_error():
