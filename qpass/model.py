@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,11 @@ class ModelAdapter(ABC):
     """
 
     name: ClassVar[str]
+
+    @classmethod
+    def adopt(cls, thing: object) -> ModelAdapter | None:
+        """An adapter of an object handed over in Python, or None where this class does not know it."""
+        return None
 
     @abstractmethod
     def load(self) -> nn.Module:
@@ -92,6 +97,3 @@ class ModelAdapter(ABC):
                     task.advance(len(indices))
                 assert x is not None  # a sampling has at least one step
                 yield sampler.decode(x).cpu()
-
-
-Call = Callable[..., Tensor]

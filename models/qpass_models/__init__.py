@@ -12,6 +12,7 @@ from qpass.model import ModelAdapter
 def register_models() -> Sequence[type[ModelAdapter]]:
     from qpass_models.diffusers_model import DiffusersModel
     from qpass_models.dit_model import DiTModel
+    from qpass_models.in_memory import InMemory
     from qpass_models.zoo import Cifar10DiT, Cifar10UNet
 
-    return (Cifar10DiT, Cifar10UNet, DiffusersModel, DiTModel)
+    return (Cifar10DiT, Cifar10UNet, DiffusersModel, DiTModel, InMemory)

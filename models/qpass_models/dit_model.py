@@ -91,7 +91,7 @@ class DiTModel(ModelAdapter):
 
     def sampler(self) -> Sampler:
         """Shape, schedule, classes and decoder."""
-        from qpass_models.diffusers_model import Decoder
+        from qpass_models.diffusers_model import FolderDecoder
 
         config = self._config()
         return Sampler(
@@ -103,7 +103,7 @@ class DiTModel(ModelAdapter):
                 "clip_sample": config.in_channels == 3,
             },
             conditions=lambda indices: _classes(indices, config.num_classes),
-            decode=Decoder(Path(self.vae)) if self.vae else to_uint8,
+            decode=FolderDecoder(Path(self.vae)) if self.vae else to_uint8,
         )
 
 

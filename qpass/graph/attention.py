@@ -72,9 +72,7 @@ def _split(graph: Graph, node: Node, taken: set[str]) -> None:
         if given["enable_gqa"]:
             heads = do("qk_heads", aten.sym_size.int, query, -3)
             for_key = do("qk_groups", operator.floordiv, heads, do("qk_heads", aten.sym_size.int, key, -3))
-            for_value = do(
-                "pv_groups", operator.floordiv, heads, do("pv_heads", aten.sym_size.int, value, -3)
-            )
+            for_value = do("pv_groups", operator.floordiv, heads, do("pv_heads", aten.sym_size.int, value, -3))
             key = do("qk_repeat", aten.repeat_interleave.self_int, key, for_key, -3)
             value = do("pv_repeat", aten.repeat_interleave.self_int, value, for_value, -3)
         scores = do("qk", aten.matmul.default, query, do("qk_transpose", aten.transpose.int, key, -2, -1))

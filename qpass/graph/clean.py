@@ -107,7 +107,5 @@ def is_mutating(node: Node) -> bool:
 
 def is_foreign(node: Node) -> bool:
     """Whether a call is to something a graph cannot carry: a higher-order op with code of its own."""
-    known = (
-        isinstance(node.target, torch._ops.OpOverload) or getattr(node.target, "__module__", "") in _MODULES
-    )
+    known = isinstance(node.target, torch._ops.OpOverload) or getattr(node.target, "__module__", "") in _MODULES
     return node.op == "call_function" and not known

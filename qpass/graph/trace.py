@@ -37,9 +37,7 @@ def trace(
     example = tuple(example)
     for position, value in enumerate(example):
         if not isinstance(value, torch.Tensor):
-            raise TraceError(
-                f"input {position} of the example is a {type(value).__name__}; it must be a tensor"
-            )
+            raise TraceError(f"input {position} of the example is a {type(value).__name__}; it must be a tensor")
     dims = tuple((0,) if v.ndim else () for v in example) if dynamic is None else dynamic
     if len(dims) != len(example):
         raise TraceError(f"dynamic has {len(dims)} entries, the example has {len(example)} inputs; one each")
@@ -70,9 +68,7 @@ def _readable(exported: GraphModule, twin: nn.Module, inputs: int) -> GraphModul
     settle_attention(graph)
     for node in graph.nodes:
         if is_foreign(node):
-            raise TraceError(
-                f"cannot trace {type(twin).__name__}: it holds {node.target}, which is no plain op"
-            )
+            raise TraceError(f"cannot trace {type(twin).__name__}: it holds {node.target}, which is no plain op")
     write_names(graph)
     graph.lint()
     return GraphModule(gm, graph, class_name=type(twin).__name__).eval()

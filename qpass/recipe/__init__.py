@@ -157,14 +157,31 @@ def realised(recipe: Recipe, catalog: Catalog) -> Recipe:
     return attrs.evolve(recipe, passes=(*recipe.passes, step), notes=(*recipe.notes, note))
 
 
+def check_passes(passes: Sequence[Pass], catalog: Catalog) -> None:
+    """Raise a `RecipeError` where passes composed in Python are no passes, or out of order."""
+    problems = [
+        f"passes[{n}]: must be a qpass.Pass, not {step!r}"
+        for n, step in enumerate(passes, 1)
+        if not isinstance(step, Pass)
+    ]
+    if problems := problems or order_problems([type(step) for step in passes], catalog):
+        raise RecipeError(problems)
+
+
 def check_order(entries: Any, catalog: Catalog) -> list[str]:
     """Mistakes in the order of passes: something needed that nothing before provides, or a conflict."""
     if not isinstance(entries, list):
         return []
+    known = catalog.classes["passes"]
+    classes = [known.get(str(entry.get("use"))) if isinstance(entry, Mapping) else None for entry in entries]
+    return order_problems(classes, catalog)
+
+
+def order_problems(classes: Sequence[type | None], catalog: Catalog) -> list[str]:
+    """The same for pass classes; None stands for one that is not known."""
     problems: list[str] = []
     facts: dict[str, str] = {}
-    for place, entry in enumerate(entries, 1):
-        cls = catalog.classes["passes"].get(str(entry.get("use"))) if isinstance(entry, Mapping) else None
+    for place, cls in enumerate(classes, 1):
         if cls is None or not issubclass(cls, Pass):
             continue
         for fact in sorted(cls.needs - facts.keys()):

@@ -100,12 +100,12 @@ def to_data(value: Any) -> Any:
         data = {
             f.name: to_data(getattr(value, f.name))
             for f in attrs.fields(type(value))
-            if f.init and getattr(value, f.name) is not None
+            if f.init and f.metadata.get("data", True) and getattr(value, f.name) is not None
         }
         name = getattr(type(value), "name", None)
         return {"use": name, **data} if isinstance(name, str) else data
     if isinstance(value, Mapping):
-        return {str(k): to_data(v) for k, v in value.items()}
+        return {str(k): to_data(v) for k, v in value.items() if v is not None}
     if isinstance(value, list | tuple):
         return [to_data(v) for v in value]
     if isinstance(value, set | frozenset):

@@ -1,0 +1,93 @@
+"""A denoiser that is already in memory: a diffusers module or a whole pipeline, handed over in Python."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from qpass.errors import ModelError
+from qpass.model import ModelAdapter
+from qpass_models import signatures
+from qpass_models.denoiser import Denoiser, decode
+from qpass_models.diffusers_folder import AUTOENCODERS, DENOISERS
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class InMemory(Denoiser):
+    """What `qpass.quantize(module)` and `qpass.quantize(pipeline)` work on; a recipe file cannot name it.
+
+    Its weights are read, never changed. A lone module comes without a noise schedule: give the pipeline, or
+    `scheduler`, for whatever must sample.
+    """
+
+    name: ClassVar[str] = "in-memory"
+    module: Any = attrs.field(metadata={"help": "a diffusers module, given in Python", "data": False})
+    scheduler: dict[str, Any] = attrs.field(
+        factory=dict, metadata={"help": "noise schedule, in diffusers' words; a pipeline brings its own"}
+    )
+    autoencoder: Any = attrs.field(
+        default=None, metadata={"help": "what decodes latents; a pipeline brings its own", "data": False}
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if type(self.module).__name__ not in signatures.known():
+            raise ValueError(
+                f"module must be one of {', '.join(signatures.known())}, not {type(self.module).__name__}; "
+                "for another class write a model adapter (`qpass new model NAME`)"
+            )
+
+    @classmethod
+    def adopt(cls, thing: object) -> ModelAdapter | None:
+        """A module of a known class, or the denoiser of a pipeline with its scheduler and autoencoder."""
+        if type(thing).__name__ in signatures.known():
+            return cls(module=thing)
+        parts = [getattr(thing, name, None) for name in DENOISERS]
+        module = next((part for part in parts if part is not None), None)
+        if module is None or not hasattr(thing, "scheduler"):
+            return None
+        coder = next((c for name in AUTOENCODERS if (c := getattr(thing, name, None)) is not None), None)
+        return cls(module=module, scheduler=dict(thing.scheduler.config), autoencoder=coder)
+
+    @property
+    def class_name(self) -> str:
+        return type(self.module).__name__
+
+    @property
+    def architecture(self) -> Mapping[str, Any]:
+        return {"_class_name": self.class_name, **dict(self.module.config)}
+
+    @property
+    def dtype_(self) -> torch.dtype:
+        dtype: torch.dtype = self.module.dtype
+        return dtype
+
+    def load(self) -> nn.Module:
+        """The module itself, which tracing copies."""
+        module: nn.Module = self.module
+        return module
+
+    def fingerprint(self) -> str:
+        """Of the weights' bytes."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.module.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def schedule(self) -> Mapping[str, Any] | None:
+        """The pipeline's, or the one given."""
+        return self.scheduler or None
+
+    def decoder(self) -> Callable[[Tensor], Tensor] | None:
+        """The pipeline's autoencoder."""
+        if self.autoencoder is None:
+            return None
+        if not hasattr(self.autoencoder, "decode"):
+            raise ModelError(f"autoencoder must be a diffusers autoencoder, not {type(self.autoencoder).__name__}")
+        return functools.partial(decode, self.autoencoder)

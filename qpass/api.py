@@ -1,0 +1,104 @@
+"""The same in Python: quantize a model, a pipeline, or whatever a recipe names."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from qpass.analysis import Analysis
+from qpass.artifact import LoadedModel, load
+from qpass.errors import ModelError
+from qpass.evaluator import Evaluator
+from qpass.manager import Pass
+from qpass.model import ModelAdapter
+from qpass.plugins import Catalog, catalog
+from qpass.progress import Progress
+from qpass.recipe import Recipe, check_passes, read, realised
+from qpass.run import run
+from qpass.sampling import Sampling
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Quantized:
+    """What `quantize` gives: the model, called like the original class, and the report."""
+
+    model: LoadedModel
+    report: dict[str, Any]
+    folder: Path | None
+
+
+def quantize(
+    model: object,
+    recipe: str | Path | Recipe | Sequence[Pass] = "w8a8",
+    *,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+    sampling: Sampling | None = None,
+    calibration: Analysis[Any] | None = None,
+    evaluators: Sequence[Evaluator] | None = None,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+    plugins: Catalog | None = None,
+) -> Quantized:
+    """Quantize a model with a recipe.
+
+    `model` is a diffusers module or pipeline, the name of a zoo model, a `ModelAdapter`, or None to take the
+    recipe's own. `recipe` is the name of a shipped recipe, a file, a `Recipe`, or a list of passes; what is given
+    beside it takes the place of the recipe's. With `out` the run's folder is kept there, and resumed. The
+    original is never changed.
+
+        quantized = qpass.quantize(pipe, "w8a8")
+        pipe.unet = quantized.model
+    """
+    known = plugins or catalog()
+    chosen = _recipe(recipe, known, preset, overrides)
+    given: dict[str, Any] = {
+        "model": None if model is None else adapter(model, known),
+        "sampling": sampling,
+        "calibration": calibration,
+        "evaluators": None if evaluators is None else tuple(evaluators),
+        "seed": seed,
+    }
+    chosen = attrs.evolve(chosen, **{key: value for key, value in given.items() if value is not None})
+    with tempfile.TemporaryDirectory(prefix="qpass-") as scratch:
+        folder = Path(out) if out is not None else Path(scratch) / "run"
+        result = run(chosen, catalog=known, out=folder, device=str(device), progress=progress)
+        loaded = load(folder, device, known)
+    return Quantized(model=loaded, report=dict(result.report), folder=folder if out is not None else None)
+
+
+def adapter(model: object, known: Catalog) -> ModelAdapter:
+    """The adapter of a model given as an object or by name."""
+    if isinstance(model, ModelAdapter):
+        return model
+    if isinstance(model, str):
+        named: ModelAdapter = known.find("models", model)()
+        return named
+    for cls in known.classes["models"].values():
+        adopted = cls.adopt(model) if issubclass(cls, ModelAdapter) else None
+        if adopted is not None:
+            return adopted
+    raise ModelError(
+        f"no model adapter knows what to do with a {type(model).__name__}; give a diffusers module or pipeline, "
+        "the name of a zoo model, or your own ModelAdapter"
+    )
+
+
+def _recipe(
+    recipe: str | Path | Recipe | Sequence[Pass], known: Catalog, preset: str | None, overrides: Sequence[str]
+) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, str | Path):
+        return read(recipe, catalog=known, preset=preset, overrides=overrides)
+    passes = tuple(recipe)
+    check_passes(passes, known)
+    standard = read("w8a8", catalog=known)
+    return realised(attrs.evolve(standard, passes=passes, evaluators=(), name="python"), known)
