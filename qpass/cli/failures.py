@@ -12,10 +12,10 @@ import click
 from qpass.errors import QpassError, StorageError
 
 _STORAGE = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EROFS: "the file system is read-only",
-    errno.EACCES: "permission denied",
+    errno.ENOSPC: ("the disk is full", "make room"),
+    errno.EDQUOT: ("the disk quota is used up", "make room"),
+    errno.EROFS: ("the file system is read-only", "make it writable"),
+    errno.EACCES: ("permission denied", "change its permissions"),
 }
 
 
@@ -52,12 +52,12 @@ def storage(error: OSError) -> StorageError:
     """A disk's refusal as an error of ours, with the file and the way out.
 
     >>> str(storage(OSError(errno.ENOSPC, "No space left on device", "runs/a/x")))
-    "the disk is full: 'runs/a/x'; make room there, or write elsewhere with --out"
+    "the disk is full: 'runs/a/x'; make room, or write elsewhere with --out"
     """
     assert error.errno is not None  # or it would not have been looked up
+    what, cure = _STORAGE[error.errno]
     where = f": {error.filename!r}" if error.filename else ""
-    cure = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "allow writing there"
-    failure = StorageError(f"{_STORAGE[error.errno]}{where}; {cure}, or write elsewhere with --out")
+    failure = StorageError(f"{what}{where}; {cure}, or write elsewhere with --out")
     for note in getattr(error, "__notes__", ()):
         failure.add_note(note)
     return failure

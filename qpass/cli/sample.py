@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,7 @@ def command(
 
     It writes FILE.png and nothing else. The file appears when it is complete; its folder must exist.
     """
+    from qpass.files import write_file
     from qpass.progress import for_terminal
     from qpass.run import sample
 
@@ -80,7 +81,7 @@ def command(
         images = sample(
             folder, count=count, seed=seed, steps=steps, device=device, progress=progress, catalog=catalog
         )
-    write_png(grid(images), out)
+    write_file(out, png(grid(images)))
     click.echo(str(out))
 
 
@@ -103,16 +104,10 @@ def grid(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return sheet
 
 
-def write_png(image: np.ndarray[Any, Any], out: Path) -> None:
-    """Write beside the target, then rename: the file is whole or not there."""
+def png(image: np.ndarray[Any, Any]) -> bytes:
+    """The image as the bytes of a PNG file."""
     from PIL import Image
 
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            Image.fromarray(image).save(file, format="PNG")
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(out)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="PNG")
+    return file.getvalue()

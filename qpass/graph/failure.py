@@ -16,9 +16,11 @@ from types import FrameType
 import attrs
 import torch
 from torch import nn
+from torch.fx import Graph, Node
 from torch.fx.experimental import _config
 
 from qpass.errors import TraceError
+from qpass.graph.nodes import attribute
 
 _SKIPPED = (
     str(Path(torch.__file__).parent),
@@ -35,7 +37,7 @@ _SHAPES = logging.getLogger("torch.fx.experimental.symbolic_shapes")
 
 
 @contextlib.contextmanager
-def traced(module: nn.Module) -> Iterator[None]:
+def tracing(module: nn.Module) -> Iterator[None]:
     """Within it, what torch.export raises becomes a TraceError that names the module and the line."""
     watch, said = _Watch(), io.StringIO()
     propagated, _SHAPES.propagate = _SHAPES.propagate, False
@@ -52,6 +54,26 @@ def traced(module: nn.Module) -> Iterator[None]:
         _SHAPES.removeHandler(watch)
         _SHAPES.propagate = propagated
     sys.stderr.write(said.getvalue())  # a failing export prints its whole graph: only a good one may speak
+
+
+def unsupported(node: Node, module: nn.Module) -> TraceError:
+    """The error for a call that no graph of ours can carry, such as a region with code of its own."""
+    traces = [str(n.meta.get("stack_trace", "")) for n in (node, *_inside(node))]
+    lines = re.findall(r'File "(.+?)", line (\d+)', next(filter(None, traces), ""))
+    users = [f"{file}:{line}" for file, line in lines if _is_user(file)]
+    path = next(reversed((node.meta.get("nn_module_stack") or {"": ("",)}).values()))[0]
+    running = dict(module.named_modules()).get(path.partition("@")[0])
+    place = _Place(users[-1] if users else "", running)
+    return TraceError(f"cannot trace {place.text(module)}: {node.target} is no plain tensor operation")
+
+
+def _inside(node: Node) -> Iterator[Node]:
+    """The nodes of the graphs a call takes as arguments."""
+    for source in node.all_input_nodes:
+        if source.op == "get_attr" and source.graph.owning_module is not None:
+            yield from getattr(
+                attribute(source.graph.owning_module, str(source.target)), "graph", Graph()
+            ).nodes
 
 
 @attrs.frozen

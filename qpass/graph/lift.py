@@ -58,17 +58,19 @@ def _parameter(root: nn.Module, node: Any) -> nn.Parameter | None:
 def _module_name(node: Node, fqn: str, weight: nn.Parameter, parameters: dict[str, nn.Parameter]) -> str:
     """The module that ran, if the weight is its own; else the module the parameter's name says.
 
-    A parameter not named `weight` (`attn.in_proj_weight`) makes a module of its own (`attn.in_proj`).
+    A parameter not named `weight` (`attn.in_proj_weight`) makes a module of its own (`attn.in_proj`);
+    one with no such name makes none.
     """
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     running = stack[-1][0].partition("@")[0] if stack else ""
     own = parameters.get(f"{running}.weight")
-    if own is not None and own.data_ptr() == weight.data_ptr() and own.shape == weight.shape:
+    if own is weight:
         return str(running)
     owner, _, leaf = fqn.rpartition(".")
     if leaf == "weight":
         return owner
-    return f"{owner}.{leaf.removesuffix('_weight')}".removeprefix(".")
+    packed = leaf.removesuffix("_weight")
+    return f"{owner}.{packed}".removeprefix(".") if packed != leaf else ""
 
 
 def _make(node: Node, given: dict[str, Any], weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
@@ -100,7 +102,7 @@ def _each(value: Any, count: int) -> Any:
 
 def _same(one: nn.Module, other: nn.Module) -> bool:
     def facts(module: nn.Module) -> tuple[Any, ...]:
-        tensors = tuple(p if p is None else p.data_ptr() for p in module._parameters.values())
+        tensors = tuple(id(p) for p in module._parameters.values())
         return type(module), module.extra_repr(), tensors
 
     return facts(one) == facts(other)

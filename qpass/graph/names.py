@@ -83,7 +83,8 @@ def _stack(node: Node) -> tuple[tuple[str, str], ...]:
 
 
 def _clean(path: str) -> str:
-    """
+    """A module path without the root's own name and the number of the call.
+
     >>> _clean("L__self__.blocks.0.attn@1")
     'blocks.0.attn'
     """

@@ -23,10 +23,10 @@ _READS = (
 )
 _ARITHMETIC = frozenset(
     function
-    for module in (operator, math)
-    for function in vars(module).values()
-    if callable(function) and function is not operator.getitem
-) | {torch.sym_float, torch.sym_int, torch.sym_ite, torch.sym_max, torch.sym_min, torch.sym_not, pow, round}
+    for module in (operator, math, torch)
+    for name, function in vars(module).items()
+    if callable(function) and (module is not torch or name.startswith(("sym_", "_sym_")))
+) - {operator.getitem}
 
 
 def sizes(graph: Graph) -> set[Node]:

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from qpass.errors import TraceError
 from qpass.graph.attention import settle_attention
 from qpass.graph.clean import drop_noise, free_devices, is_foreign, is_mutating, plain
-from qpass.graph.failure import traced
+from qpass.graph.failure import tracing, unsupported
 from qpass.graph.lift import lift_modules
 from qpass.graph.names import write_names
 
@@ -37,7 +37,9 @@ def trace(
     example = tuple(example)
     for position, value in enumerate(example):
         if not isinstance(value, torch.Tensor):
-            raise TraceError(f"input {position} of the example is a {type(value).__name__}; it must be a tensor")
+            raise TraceError(
+                f"input {position} of the example is a {type(value).__name__}; it must be a tensor"
+            )
     dims = tuple((0,) if v.ndim else () for v in example) if dynamic is None else dynamic
     if len(dims) != len(example):
         raise TraceError(f"dynamic has {len(dims)} entries, the example has {len(example)} inputs; one each")
@@ -45,7 +47,7 @@ def trace(
     example = tuple(_pair(v) if 0 in d and v.shape[0] == 1 else v for v, d in zip(example, dims, strict=True))
     _speak(twin, call)
     shapes = (tuple(dict.fromkeys(entry, Dim.DYNAMIC) for entry in dims),)
-    with traced(twin), torch.no_grad():
+    with tracing(twin), torch.no_grad():
         program = torch.export.export(twin, example, strict=False, dynamic_shapes=shapes)
         if any(is_mutating(node) for node in program.graph.nodes):
             program = program.run_decompositions({})  # writes in place become values; composite ops stay
@@ -68,10 +70,13 @@ def _readable(exported: GraphModule, twin: nn.Module, inputs: int) -> GraphModul
     settle_attention(graph)
     for node in graph.nodes:
         if is_foreign(node):
-            raise TraceError(f"cannot trace {type(twin).__name__}: it holds {node.target}, which is no plain op")
+            raise unsupported(node, twin)
     write_names(graph)
     graph.lint()
-    return GraphModule(gm, graph, class_name=type(twin).__name__).eval()
+    traced = GraphModule(gm, graph, class_name=type(twin).__name__)
+    for module in traced.modules():
+        module._non_persistent_buffers_set.clear()  # the graph cannot make them again: they are saved
+    return traced.eval()
 
 
 def _speak(twin: nn.Module, call: Callable[..., Any] | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +14,7 @@ import pytest
 from PIL import Image
 
 from qpass.cli import main
-from qpass.cli.sample import GAP, grid, write_png
+from qpass.cli.sample import GAP, grid
 
 
 @pytest.fixture
@@ -51,12 +53,18 @@ def test_a_file_that_is_there_is_replaced(calls: dict[str, Any], tmp_path: Path)
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
-    """When writing fails half-way, the old file is whole and nothing else is left."""
+def test_a_failure_leaves_the_old_file(
+    calls: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the disk fills up half-way, the old file is whole, nothing else is left, and the exit code is 2."""
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     out = tmp_path / "grid.png"
     out.write_text("old")
-    with pytest.raises(TypeError):
-        write_png(np.zeros((2, 2, 7), np.uint8), out)
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(["sample", str(tmp_path), "--count", "1", "--out", str(out)]) == 2
     assert out.read_text() == "old"
     assert list(tmp_path.iterdir()) == [out]
 

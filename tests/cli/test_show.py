@@ -13,6 +13,7 @@ import qpass.recipe
 from qpass.cli import main
 from qpass.cli.describe import options
 from qpass.cli.show import find, render
+from qpass.plugins import catalog
 from qpass.sampling import Sampling
 
 
@@ -86,6 +87,17 @@ def test_a_recipe_is_spelt_out(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "# simulate was appended",
         "# presets, not applied here: fast",
     ]
+
+
+@pytest.mark.parametrize("name", sorted(qpass.recipe.shipped()))
+def test_what_is_shown_can_be_run(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`qpass show NAME > mine.toml` gives a file that means the same recipe."""
+    assert main(["show", name]) == 0
+    mine = tmp_path / "mine.toml"
+    mine.write_text(capsys.readouterr().out)
+    found = catalog()
+    shown, original = (qpass.recipe.read(source, catalog=found) for source in (mine, name))
+    assert shown.data() == original.data()
 
 
 def test_a_recipe_with_mistakes_is_an_error(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
