@@ -71,9 +71,7 @@ def _inside(node: Node) -> Iterator[Node]:
     """The nodes of the graphs a call takes as arguments."""
     for source in node.all_input_nodes:
         if source.op == "get_attr" and source.graph.owning_module is not None:
-            yield from getattr(
-                attribute(source.graph.owning_module, str(source.target)), "graph", Graph()
-            ).nodes
+            yield from getattr(attribute(source.graph.owning_module, str(source.target)), "graph", Graph()).nodes
 
 
 @attrs.frozen

@@ -37,9 +37,7 @@ def trace(
     example = tuple(example)
     for position, value in enumerate(example):
         if not isinstance(value, torch.Tensor):
-            raise TraceError(
-                f"input {position} of the example is a {type(value).__name__}; it must be a tensor"
-            )
+            raise TraceError(f"input {position} of the example is a {type(value).__name__}; it must be a tensor")
     dims = tuple((0,) if v.ndim else () for v in example) if dynamic is None else dynamic
     if len(dims) != len(example):
         raise TraceError(f"dynamic has {len(dims)} entries, the example has {len(example)} inputs; one each")
