@@ -50,6 +50,15 @@ def layer(graph: GraphModule, node: Node) -> nn.Module | None:
     return module if isinstance(module, LAYERS) else None
 
 
+def weight_of(graph: GraphModule, slot: Slot) -> Tensor:
+    """The weight that a weight slot quantizes."""
+    module = layer(graph, slot.node)
+    assert module is not None
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 def spec_of(node: Node) -> NodeSpec | None:
     """What `assign` decided for the node, if anything."""
     spec = node.meta.get("qpass")

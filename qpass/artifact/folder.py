@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from qpass.artifact.graph_json import empty_module, graph_from_json, graph_to_json
+from qpass.artifact.graph_json import dotted, empty_module, graph_from_json, graph_to_json
 from qpass.artifact.pack import pack, unpack
 from qpass.errors import ArtifactError
 from qpass.files import new_folder, sha256, storage
@@ -53,8 +54,19 @@ def save(artifact: Artifact, folder: Path, catalog: Catalog) -> None:
             "plugins": sorted({catalog.ops[name][1] for name in graph["targets"] if name in catalog.ops}),
             **names,
         }
-        text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        (aside / GRAPH).write_text(text, encoding="utf-8")
+        document = json.loads(_text(document))  # keys are text from here on
+        document["checksum"] = _checksum(document)
+        (aside / GRAPH).write_text(_text(document), encoding="utf-8")
+
+
+def _text(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    """Of everything else in the document."""
+    rest = {key: value for key, value in document.items() if key != "checksum"}
+    return hashlib.sha256(_text(rest).encode()).hexdigest()
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -72,47 +84,58 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def load_artifact(folder: Path, catalog: Catalog) -> Artifact:
-    """Read an artifact back, checked against its hash."""
+    """Read an artifact back, checked against its hashes."""
+    file = str(folder / GRAPH)
     document, tensors = _read(folder)
     try:
         graph = _rebuild(document, tensors, catalog)
         plan = document["plan"]
         steps = StepPlan(steps=tuple(Step(**step) for step in plan)) if plan else None
-        return Artifact(graph=graph, plan=steps, about=document["about"])
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-        raise ArtifactError(f"{str(folder / GRAPH)!r} is damaged: {type(error).__name__}: {error}") from error
+        return Artifact(graph=graph, plan=steps, about=dict(document["about"]))
+    except ArtifactError as error:
+        raise ArtifactError(f"{file!r} cannot be loaded: {error}") from error
+    except _MALFORMED as error:
+        raise ArtifactError(f"{file!r} is malformed ({type(error).__name__}: {error}); {_CURE}") from error
+
+
+# what a document of the wrong shape, or with wrong values, runs into
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RuntimeError)
+_CURE = "copy it again, or make it again with `qpass run`"
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Both files, once they are known to belong together."""
+    """Both files, once they are known to be whole and to belong together."""
     for name in (GRAPH, WEIGHTS):
         if not (folder / name).is_file():
             raise ArtifactError(
                 f"{str(folder)!r} is no artifact: it holds no {name}; give the folder `qpass run` wrote"
             )
+    graph, weights = folder / GRAPH, folder / WEIGHTS
     try:
-        document = json.loads((folder / GRAPH).read_text(encoding="utf-8"))
-        version = document["qpass"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{str(folder / GRAPH)!r} is damaged: {error}") from error
-    if version != VERSION:
+        document = json.loads(graph.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise ArtifactError(f"{str(graph)!r} cannot be read ({error}); {_CURE}") from error
+    if not isinstance(document, dict) or "qpass" not in document:
+        raise ArtifactError(f"{str(graph)!r} does not say which format it has; {_CURE}")
+    if (version := document["qpass"]) != VERSION:
         raise ArtifactError(
-            f"{str(folder)!r} has format {version}, this qpass reads format {VERSION}; install a newer one"
+            f"{str(graph)!r} has format {version!r}, this qpass reads format {VERSION}; install a newer one"
         )
-    if sha256(folder / WEIGHTS) != document.get("weights"):
-        raise ArtifactError(
-            f"{str(folder / WEIGHTS)!r} is not the file this artifact was written with; copy it again"
-        )
+    if document.get("checksum") != _checksum(document):
+        raise ArtifactError(f"{str(graph)!r} was changed after it was written; {_CURE}")
     try:
-        return document, load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise ArtifactError(f"{str(folder / WEIGHTS)!r} is damaged: {error}") from error
+        if sha256(weights) != document.get("weights"):
+            raise ArtifactError(f"{str(weights)!r} is not the file this artifact was written with; {_CURE}")
+        return document, load_file(weights)
+    except (SafetensorError, OSError, *_MALFORMED) as error:
+        raise ArtifactError(f"{str(weights)!r} cannot be read ({error}); {_CURE}") from error
 
 
 def _tensors(graph: GraphModule) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors to store, and how to read them: packed codes in place of weights, shared tensors once."""
     parameters = dict(graph.named_parameters(remove_duplicate=False))
-    used = [str(n.target) for n in graph.graph.nodes if n.op in ("get_attr", "call_module")]
+    read = {str(n.target) for n in graph.graph.nodes if n.op == "get_attr"}
+    used = read | {str(n.target) for n in graph.graph.nodes if n.op == "call_module"}
     state: dict[str, Tensor] = {
         name: tensor for name, tensor in parameters.items() if name in used or name.rpartition(".")[0] in used
     }
@@ -121,7 +144,9 @@ def _tensors(graph: GraphModule) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for slot in slots(graph):
         codes = state.get(f"{slot.home}.codes")
         if slot.index < 0 and codes is not None:
-            weight = state.pop(slot.home.removesuffix("_q"))
+            weight = state[name := slot.home.removesuffix("_q")]
+            if name not in read:
+                del state[name]
             packed[slot.home] = [str(weight.dtype).removeprefix("torch."), *codes.shape]
             state[f"{slot.home}.codes"] = pack(codes, slot.spec.widest)
     first: dict[tuple[Any, ...], str] = {}
@@ -131,7 +156,7 @@ def _tensors(graph: GraphModule) -> tuple[dict[str, Tensor], dict[str, Any]]:
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if tensor.numel() and first.setdefault(key, name) != name:
             shared[name] = first[key]
-    stored = {k: t.detach().cpu().contiguous() for k, t in state.items() if k not in shared}
+    stored = {dotted(k): t.detach().cpu().contiguous() for k, t in state.items() if k not in shared}
     buffers = sorted(name for name in state if name not in parameters)
     return stored, {"packed": packed, "shared": shared, "buffers": buffers}
 
@@ -141,13 +166,15 @@ def _rebuild(document: Mapping[str, Any], tensors: dict[str, Tensor], catalog: C
     for name, source in document["shared"].items():
         tensors[name] = tensors[source]
     data, packed, buffers = document["graph"], document["packed"], set(document["buffers"])
+    for name in (*tensors, *data["modules"]):
+        dotted(name)
     root = nn.Module()
     for name, row in data["modules"].items():
         _attach(root, name, empty_module(row, bias=f"{name}.bias" in tensors))
     for name, tensor in tensors.items():
         if name.removesuffix(".codes") not in packed:
             _set(root, name, tensor, name in buffers)
-    graph = graph_from_json(data, root, catalog.ops)
+    graph = graph_from_json(data, root, tensors, catalog.ops)
     for name, tensor in tensors.items():
         if name.removesuffix(".codes") not in packed:
             _set(graph, name, tensor, name in buffers)
@@ -163,25 +190,28 @@ def _rebuild(document: Mapping[str, Any], tensors: dict[str, Tensor], catalog: C
             raise KeyError(f"{slot.home}.scale")
         weight = dequantize(codes, slot.spec, params.tensors, slot.layout).to(getattr(torch, dtype))
         _set(graph, slot.home.removesuffix("_q"), weight, False)
+    for name, parameter in graph.named_parameters():
+        if parameter.is_meta:
+            raise ArtifactError(f"the tensor {name!r} is not stored")
     return graph.eval()
 
 
-def _attach(root: nn.Module, dotted: str, module: nn.Module) -> None:
-    owner, leaf = _owner(root, dotted)
+def _attach(root: nn.Module, name: str, module: nn.Module) -> None:
+    owner, leaf = _owner(root, name)
     owner.add_module(leaf, module)
 
 
-def _set(root: nn.Module, dotted: str, tensor: Tensor, buffer: bool) -> None:
-    owner, leaf = _owner(root, dotted)
+def _set(root: nn.Module, name: str, tensor: Tensor, buffer: bool) -> None:
+    owner, leaf = _owner(root, name)
     if buffer:
         owner.register_buffer(leaf, tensor)
     else:
         owner.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
 
 
-def _owner(root: nn.Module, dotted: str) -> tuple[nn.Module, str]:
+def _owner(root: nn.Module, name: str) -> tuple[nn.Module, str]:
     """The module that holds a dotted name, with plain containers made on the way."""
-    *path, leaf = dotted.split(".")
+    *path, leaf = name.split(".")
     for part in path:
         if part not in root._modules:
             root.add_module(part, nn.Module())

@@ -1,10 +1,16 @@
-"""A graph as JSON and back: ops by name from the allow-list, arguments, names and specs of every node."""
+"""A graph as JSON and back: ops by name from the allow-list, arguments, names and specs of every node.
+
+torch.fx turns a graph into Python source, names and all, so every name that is read is checked first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import keyword
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import attrs
 import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
@@ -25,6 +31,7 @@ _MODULES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     },
 }
 _CONSTANTS: dict[type, str] = {torch.dtype: "dtype", torch.layout: "layout", torch.memory_format: "memory_format"}
+_DOTTED = re.compile(r"[\w-]+(\.[\w-]+)*")
 Ops = Mapping[str, tuple[Callable[..., Any], str]]
 
 
@@ -57,29 +64,58 @@ def graph_to_json(graph: GraphModule, plugin_ops: Ops) -> dict[str, Any]:
     }
 
 
-def graph_from_json(data: Mapping[str, Any], root: nn.Module, plugin_ops: Ops) -> GraphModule:
-    """The graph module again, over `root`, which holds its tensors and gets its modules."""
+def graph_from_json(
+    data: Mapping[str, Any], root: nn.Module, tensors: Collection[str], plugin_ops: Ops
+) -> GraphModule:
+    """The graph module again, over `root`, which holds the modules and the named tensors: all a node may reach."""
     graph = Graph()
     made: list[Node] = []
     specs = [_spec_from_json(row) for row in data["specs"]]
     stacks = [tuple((str(path), str(kind)) for path, kind in row) for row in data["stacks"]]
     for op, target, args, kwargs, origin, stack, spec in data["nodes"]:
-        name: Any = data["targets"][target]
-        if _OPS[op] == "call_function":
+        kind, name = _at(_OPS, op), _at(data["targets"], target)
+        if kind == "call_function":
             name = resolve(name, plugin_ops)
+        elif kind == "placeholder":
+            name = identifier(name)
+        elif kind != "output" and name not in (data["modules"] if kind == "call_module" else tensors):
+            raise ArtifactError(f"the graph reads {name!r}, which is not stored")
         node = graph.create_node(
-            _OPS[op],
+            kind,
             name,
-            tuple(_unpack(a, made) for a in args),
-            {k: _unpack(a, made) for k, a in kwargs.items()},
+            () if kind == "placeholder" else tuple(_unpack(a, made) for a in args),
+            {identifier(k): _unpack(a, made) for k, a in kwargs.items()},
         )
         if origin:
-            node.meta["origin"], node.meta["stack"] = origin, stacks[stack]
-        if specs[spec] is not None:
+            node.meta["origin"], node.meta["stack"] = str(origin), _at(stacks, stack)
+        if _at(specs, spec) is not None:
             node.meta["qpass"] = specs[spec]
         made.append(node)
+    if [n.op for n in made].index("output") != len(made) - 1:
+        raise ArtifactError("the graph goes on after its output")
     graph.lint()
     return GraphModule(root, graph)
+
+
+def dotted(name: str) -> str:
+    """The name of a stored tensor or module, if it is one: words with dots between."""
+    if not _DOTTED.fullmatch(name):
+        raise ArtifactError(f"{name!r} cannot name a tensor or module; letters, digits, _, - and dots can")
+    return name
+
+
+def identifier(name: str) -> str:
+    """The name of an argument, if it is one."""
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise ArtifactError(f"{name!r} cannot name an argument")
+    return name
+
+
+def _at(rows: Sequence[Any], place: int) -> Any:
+    """The row at a place; unlike a list's own, a place is not counted from the end."""
+    if place < 0:
+        raise IndexError(place)
+    return rows[place]
 
 
 def empty_module(row: list[Any], bias: bool) -> nn.Module:
@@ -147,7 +183,7 @@ def _unpack(value: Any, made: list[Node]) -> Any:
         return value
     ((mark, content),) = value.items()
     if mark == "n":
-        return made[content]
+        return _at(made, content)
     if mark == "f":
         return float(content)
     if mark == "s":
@@ -191,6 +227,4 @@ def _quant_from_json(row: Any) -> QuantSpec | None:
         return None
     if isinstance(row, str):
         return parse_spec(row, symmetric=False)
-    import attrs
-
     return attrs.evolve(parse_spec(row[0], symmetric=False), bits=tuple(row[1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from qpass.artifact.folder import GRAPH, Artifact, load_artifact
-from qpass.errors import ArtifactError
+from qpass.errors import ArtifactError, did_you_mean
 from qpass.plugins import Catalog, catalog
 
 
@@ -54,19 +55,25 @@ class LoadedModel(nn.Module):
         output: Tensor = self.graph(x, times(t, x), *cond)
         return output
 
-    def forward(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call it as the original class is called."""
         if self.signature is None:
             return self.denoise(*args, **kwargs)
-        output = self.denoise(*bind(self.signature, args, kwargs))
-        if not return_dict:
-            return (output,)
-        from diffusers.utils import BaseOutput
+        given = arguments(self.signature, args, kwargs)
+        return_dict = given.pop("return_dict", True)
+        output = self.denoise(*bind(self.signature, given))
+        return _output()({self.signature["output"]: output}) if return_dict else (output,)
 
-        class Output(BaseOutput):  # type: ignore[misc]
-            """Like the original class's own output."""
 
-        return Output({self.signature["output"]: output})
+@cache
+def _output() -> Any:
+    """The class of what a call returns; made once, since diffusers registers each such class for good."""
+    from diffusers.utils import BaseOutput
+
+    class Output(BaseOutput):  # type: ignore[misc]
+        """Like the original class's own output."""
+
+    return Output
 
 
 def times(t: Tensor | float, x: Tensor) -> Tensor:
@@ -77,14 +84,25 @@ def times(t: Tensor | float, x: Tensor) -> Tensor:
     return value.reshape(-1).expand(x.shape[0]) if value.numel() == 1 else value
 
 
-def bind(signature: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Arguments of the original class's call, in denoise order. What was not traced must be absent or None."""
+def arguments(signature: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the original class's call by name, as Python itself would bind them."""
+    name, known = signature["class_name"], signature["parameters"]
+    if len(args) > len(known):
+        raise TypeError(f"{name} takes at most {len(known)} arguments, {', '.join(known)}; it got {len(args)}")
+    given = dict(zip(known, args, strict=False))
+    for key in kwargs:
+        if key in given:
+            raise TypeError(f"{name} got several values for {key!r}")
+        if key not in known:
+            raise TypeError(f"{name} has no argument {key!r}, {did_you_mean(key, known)}")
+    return {**given, **kwargs}
+
+
+def bind(signature: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Arguments in denoise order. What was not traced must be absent or None."""
     name = signature["class_name"]
-    given = dict(zip(signature["parameters"], args, strict=False))
-    for key in given.keys() & kwargs.keys():
-        raise TypeError(f"{name} got several values for {key!r}")
     flat: dict[str, Any] = {}
-    for key, value in {**given, **kwargs}.items():
+    for key, value in given.items():
         if isinstance(value, Mapping):
             flat |= {f"{key}.{inner}": v for inner, v in value.items()}
         else:
@@ -94,7 +112,7 @@ def bind(signature: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[st
         if flat.get(key) is None:
             raise TypeError(f"{name} was traced with {key!r}, which this call does not give")
         bound.append(flat.pop(key))
-    if extra := sorted(k for k, v in flat.items() if v is not None and k != "return_dict"):
+    if extra := sorted(k for k, v in flat.items() if v is not None):
         raise TypeError(f"{name} was traced without {', '.join(extra)}, so this call cannot give it")
     return tuple(bound)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from qpass.errors import ArtifactError, did_you_mean
+from qpass.errors import ArtifactError
 from qpass.graph import ops as graph_ops
 from qpass.kernels import reference
 
@@ -110,12 +110,13 @@ def resolve(name: str, plugin_ops: Ops) -> Callable[..., Any]:
         if op is not None and not op._schema.is_mutable:
             function: Callable[..., Any] = op
             return function
-    if ":" in name or (len(parts) == 3 and parts[0] not in ("aten", "torch")):
-        package = parts[0].partition(":")[0]
+    package = parts[0].partition(":")[0]
+    if package != "qpass" and (":" in name or (len(parts) == 3 and package not in ("aten", "torch"))):
         raise ArtifactError(
             f"the graph calls {name!r} of the plugin {package!r}, which is not installed; "
             f"install it, or give its file with --plugin"
         )
     raise ArtifactError(
-        f"the graph calls {name!r}, which is not on the list of ops an artifact may hold, {did_you_mean(name, _FIXED)}"
+        f"the graph calls {name!r}, which is not on the list of ops an artifact may hold; "
+        "install a newer qpass if the artifact was made with one, else do not trust it"
     )

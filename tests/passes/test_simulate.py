@@ -8,8 +8,9 @@ import attrs
 import pytest
 import torch
 from qpass_passes.assign import Assign
+from qpass_passes.fitting import choose_rows
 from qpass_passes.quantizers.absmax import AbsMax
-from qpass_passes.simulate import Simulate, choose_rows
+from qpass_passes.simulate import Simulate
 
 from qpass.activations import Samples, run_recording
 from qpass.errors import PreconditionError
