@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -66,26 +66,57 @@ def catalog(files: Sequence[Path] = ()) -> Catalog:
     for entry in sorted(importlib.metadata.entry_points(group="qpass"), key=lambda e: (e.name, e.value)):
         label = f"{entry.name} ({entry.value})"
         try:
-            manager.register(entry.load(), name=label)
-        except Exception as error:  # a stranger's plugin may raise anything; the rest must still work
+            _register(manager, entry.load(), label)
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # a stranger's plugin may raise anything; the rest must still work
             broken.append(Broken(plugin=label, reason=_one_line(error)))
-    for file in files:
+    for name, file in _module_names(files).items():
         try:
-            manager.register(_load_file(file), name=str(file))
-        except Exception as error:
+            _register(manager, _load_file(name, file), str(file))
+        except (Exception, SystemExit) as error:
             raise PluginError(f"plugin {str(file)!r} cannot be loaded: {_one_line(error)}") from error
-    classes = {kind: _collect(manager, kind, broken, files) for kind in KINDS}
-    return Catalog(classes=classes, ops=_collect_ops(manager, broken), broken=tuple(broken), hook=manager.hook)
+    given = frozenset(map(str, files))
+    classes = {kind: _collect(manager, kind, broken, given) for kind in KINDS}
+    ops = _collect_ops(manager, broken, given)
+    return Catalog(classes=classes, ops=ops, broken=tuple(broken), hook=manager.hook)
 
 
 def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
 
 
-def _load_file(file: Path) -> ModuleType:
+def _register(manager: pluggy.PluginManager, plugin: object, name: str) -> None:
+    """Register a plugin whole or not at all; a hook that is none is a mistake, not a plugin that does nothing."""
+    try:
+        manager.register(plugin, name=name)
+        for caller in manager.get_hookcallers(plugin) or ():
+            if not caller.has_spec():
+                known = [name for name, hook in vars(hookspecs).items() if hasattr(hook, "qpass_spec")]
+                raise PluginError(f"unknown hook {caller.name!r}, {did_you_mean(caller.name, known)}")
+    except Exception:
+        if manager.has_plugin(name):
+            manager.unregister(name=name)
+        raise
+
+
+def _module_names(files: Sequence[Path]) -> dict[str, Path]:
+    """Each file, once, under the module name that artifacts and fingerprints know it by."""
+    found: dict[str, Path] = {}
+    for file in files:
+        name = "qpass_plugin_" + re.sub(r"\W", "_", file.stem)
+        other = found.setdefault(name, file)
+        if other.resolve() != file.resolve():
+            raise PluginError(
+                f"the plugin files {str(other)!r} and {str(file)!r} have one name; rename one of them"
+            )
+    return found
+
+
+def _load_file(name: str, file: Path) -> ModuleType:
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {file}")
-    name = "qpass_plugin_" + re.sub(r"\W", "_", file.stem)
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise ImportError("a plugin file ends in .py")
@@ -112,18 +143,14 @@ def _contract(kind: str) -> type:
     return Contract
 
 
-def _collect(
-    manager: pluggy.PluginManager, kind: str, broken: list[Broken], files: Sequence[Path]
-) -> dict[str, type]:
+def _collect(manager: pluggy.PluginManager, kind: str, broken: list[Broken], given: Set[str]) -> dict[str, type]:
     found: dict[str, type] = {}
     for impl in getattr(manager.hook, f"register_{kind}").get_hookimpls():
         try:
             classes = impl.function()
             _check(kind, classes)
         except Exception as error:
-            if impl.plugin_name in map(str, files):
-                raise PluginError(f"plugin {impl.plugin_name!r}: {_one_line(error)}") from error
-            broken.append(Broken(plugin=impl.plugin_name, reason=_one_line(error)))
+            _blame(impl.plugin_name, error, broken, given)
             continue
         for cls in classes:
             other = found.setdefault(cls.name, cls)
@@ -135,6 +162,13 @@ def _collect(
     return dict(sorted(found.items()))
 
 
+def _blame(plugin: str, error: Exception, broken: list[Broken], given: Set[str]) -> None:
+    """What was asked for by --plugin must work; what merely happens to be installed need not."""
+    if plugin in given:
+        raise PluginError(f"plugin {plugin!r}: {_one_line(error)}") from error
+    broken.append(Broken(plugin=plugin, reason=_one_line(error)))
+
+
 def _where(cls: type) -> str:
     return getattr(sys.modules.get(cls.__module__), "__file__", None) or cls.__module__
 
@@ -142,7 +176,7 @@ def _where(cls: type) -> str:
 def _check(kind: str, classes: Any) -> None:
     """Raise where a `register_*` hook returned anything but proper classes of its kind."""
     contract, hook = _contract(kind), f"register_{kind}"
-    if not isinstance(classes, Iterable) or isinstance(classes, str | bytes):
+    if not isinstance(classes, Sequence) or isinstance(classes, str | bytes):
         raise TypeError(f"{hook} must return a sequence of classes, not {classes!r}")
     for cls in classes:
         if not isinstance(cls, type) or not issubclass(cls, contract):
@@ -153,17 +187,30 @@ def _check(kind: str, classes: Any) -> None:
         if inspect.isabstract(cls):
             missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
             raise TypeError(f"{cls.__qualname__} does not define {missing}")
-        if kind != "kernels" and not attrs.has(cls):
-            raise TypeError(f"{cls.__qualname__} must be an attrs class: decorate it @attrs.frozen(kw_only=True)")
+        if kind != "kernels" and (not attrs.has(cls) or cls.__hash__ is None):
+            raise TypeError(
+                f"{cls.__qualname__} must be a frozen attrs class: decorate it @attrs.frozen(kw_only=True)"
+            )
 
 
-def _collect_ops(manager: pluggy.PluginManager, broken: list[Broken]) -> dict[str, tuple[Callable[..., Any], str]]:
+def _collect_ops(
+    manager: pluggy.PluginManager, broken: list[Broken], given: Set[str]
+) -> dict[str, tuple[Callable[..., Any], str]]:
     """Graph ops by the name they have in an artifact, each with the plugin that brings it."""
+    from qpass.artifact.ops import plugin_op_name
+
     ops: dict[str, tuple[Callable[..., Any], str]] = {}
     for impl in manager.hook.register_ops.get_hookimpls():
         try:
-            for op in impl.function():  # type: ignore[attr-defined]
-                ops[f"{op.__module__}:{op.__qualname__}"] = (op, impl.plugin_name)
+            found = impl.function()
+            if not isinstance(found, Sequence):
+                raise TypeError(f"register_ops must return a sequence of functions, not {found!r}")
+            named = {plugin_op_name(op): op for op in found}
         except Exception as error:
-            broken.append(Broken(plugin=impl.plugin_name, reason=_one_line(error)))
+            _blame(impl.plugin_name, error, broken, given)
+            continue
+        for name, op in named.items():
+            other, plugin = ops.setdefault(name, (op, impl.plugin_name))
+            if other is not op:
+                raise PluginError(f"two graph ops are named {name!r}: one of {plugin}, one of {impl.plugin_name}")
     return ops

@@ -50,6 +50,15 @@ def layer(graph: GraphModule, node: Node) -> nn.Module | None:
     return module if isinstance(module, LAYERS) else None
 
 
+def weight_of(graph: GraphModule, slot: Slot) -> Tensor:
+    """The weight that a weight slot quantizes."""
+    module = layer(graph, slot.node)
+    assert module is not None
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 def spec_of(node: Node) -> NodeSpec | None:
     """What `assign` decided for the node, if anything."""
     spec = node.meta.get("qpass")
@@ -95,10 +104,14 @@ def read_params(graph: GraphModule, slot: Slot) -> QParams | None:
     """The slot's fitted parameters, or None where nothing has been fitted."""
     found = {part: find(graph, f"{slot.home}.{part}") for part in PARTS}
     tensors = {part: tensor for part, tensor in found.items() if tensor is not None}
+    if "scale" in tensors and slot.spec.kind == "affine" and slot.spec.symmetric:
+        tensors["zero"] = torch.zeros_like(tensors["scale"])
     return QParams(kind=slot.spec.kind, tensors=tensors) if "scale" in tensors else None
 
 
 def write_params(graph: GraphModule, slot: Slot, params: QParams) -> None:
     """Keep fitted parameters as buffers at the slot's home."""
     for part, tensor in params.tensors.items():
+        if part == "zero" and slot.spec.symmetric:
+            continue  # it is 0, and takes as much room as the scale
         put(graph, f"{slot.home}.{part}", tensor)

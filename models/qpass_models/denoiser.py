@@ -36,6 +36,11 @@ class Denoiser(ModelAdapter):
     def dtype_(self) -> torch.dtype:
         """The number format of what stays in floating point."""
 
+    @property
+    @abstractmethod
+    def optional_inputs(self) -> tuple[str, ...]:
+        """Inputs that callers of this class may give or leave out, and do give."""
+
     @abstractmethod
     def schedule(self) -> Mapping[str, Any] | None:
         """The configuration of the noise schedule, if it is known."""
@@ -46,7 +51,7 @@ class Denoiser(ModelAdapter):
 
     @property
     def _signature(self) -> signatures.Signature:
-        return signatures.signature(self.class_name, self.architecture)
+        return signatures.signature(self.class_name, self.architecture, optional=self.optional_inputs)
 
     def skeleton(self) -> nn.Module:
         """The module on the meta device."""

@@ -36,6 +36,10 @@ class DiffusersModel(Denoiser):
         factory=dict,
         metadata={"help": 'noise schedule of a lone component, in diffusers\' words: {beta_schedule = "linear"}'},
     )
+    optional: tuple[str, ...] = attrs.field(
+        default=(),
+        metadata={"help": "inputs the class may be called without, like encoder_attention_mask of PixArt"},
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = attrs.field(
         default="float32",
         validator=attrs.validators.in_(tuple(_DTYPES)),
@@ -56,6 +60,10 @@ class DiffusersModel(Denoiser):
     @property
     def architecture(self) -> Mapping[str, Any]:
         return self.folder().config
+
+    @property
+    def optional_inputs(self) -> tuple[str, ...]:
+        return self.optional
 
     @property
     def dtype_(self) -> torch.dtype:

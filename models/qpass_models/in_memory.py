@@ -31,6 +31,10 @@ class InMemory(Denoiser):
     scheduler: dict[str, Any] = attrs.field(
         factory=dict, metadata={"help": "noise schedule, in diffusers' words; a pipeline brings its own"}
     )
+    optional: tuple[str, ...] = attrs.field(
+        default=(),
+        metadata={"help": "inputs the class may be called without, like encoder_attention_mask of PixArt"},
+    )
     autoencoder: Any = attrs.field(
         default=None, metadata={"help": "what decodes latents; a pipeline brings its own", "data": False}
     )
@@ -61,6 +65,10 @@ class InMemory(Denoiser):
     @property
     def architecture(self) -> Mapping[str, Any]:
         return {"_class_name": self.class_name, **dict(self.module.config)}
+
+    @property
+    def optional_inputs(self) -> tuple[str, ...]:
+        return self.optional
 
     @property
     def dtype_(self) -> torch.dtype:

@@ -116,7 +116,13 @@ _TABLE: dict[str, _Class] = {
     ),
 }  # fmt: skip
 
-_UNBATCHED = ("img_ids", "txt_ids")
+# the length of a text may change; image positions and text positions have no batch
+_DYNAMIC: dict[str, tuple[int, ...]] = {
+    "encoder_hidden_states": (0, 1),
+    "encoder_attention_mask": (0, 1),
+    "txt_ids": (0,),
+    "img_ids": (),
+}
 _UNKNOWN_ADDITIONS = ("text", "text_image", "image", "image_hint")
 
 
@@ -146,7 +152,7 @@ def signature(class_name: str, config: Config, *, optional: tuple[str, ...] = ()
             raise ModelError(f"{class_name} has no optional input {key!r}; {did_you_mean(key, row.optional)}")
     inputs = row.inputs + tuple(key for key, asked in row.asked if asked(config)) + tuple(optional)
     first = (0, 2, 3) if row.resizable else (0,)
-    rest = tuple(() if key in _UNBATCHED else (0,) for key in inputs[1:])
+    rest = tuple(_DYNAMIC.get(key, (0,)) for key in inputs[1:])
     return Signature(class_name=class_name, inputs=inputs, dynamic=(first, *rest), parameters=row.parameters)
 
 

@@ -20,6 +20,7 @@ class ZooModel(DiffusersModel):
     path: str = attrs.field(init=False, default="")
     component: str = attrs.field(init=False, default="")
     scheduler: dict[str, object] = attrs.field(init=False, factory=dict)
+    optional: tuple[str, ...] = attrs.field(init=False, default=())
 
     def folder(self) -> Folder:
         """Its own folder."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 import attrs
@@ -11,14 +10,14 @@ from attrs import validators as v
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from qpass.activations import Samples, record
-from qpass.errors import PreconditionError, QpassError
+from qpass.errors import PreconditionError
 from qpass.graph.tensors import put
 from qpass.kernels import reference
 from qpass.manager import Pass, PassContext, PassResult
 from qpass.quantizer import QParams, Quantizer, dequantize, quantize
-from qpass.slots import Slot, find, layer, read_params, slots, spec_of, write_params
-from qpass.timegroups import edges_for, finest, mapping
+from qpass.slots import Slot, find, layer, read_params, slots, spec_of, weight_of
+from qpass.timegroups import finest, mapping
+from qpass_passes.fitting import fit_inputs, fit_weights
 from qpass_passes.quantizers.mse import Mse
 
 
@@ -50,7 +49,7 @@ class Simulate(Pass):
         """Fit, then realise."""
         if not any(True for _ in slots(graph)):
             raise PreconditionError("simulate: no node has a spec, so there is nothing to carry out; see 'assign'")
-        fitted = self._fit_weights(graph, ctx) + self._fit_inputs(graph, ctx)
+        fitted = fit_weights(graph, self.weight, ctx) + fit_inputs(graph, self.input, self.rows, ctx)
         weights = sum(round_weight(graph, slot) for slot in slots(graph) if slot.index < 0)
         inputs = insert_quantizers(graph)
         for node in graph.graph.nodes:
@@ -62,101 +61,13 @@ class Simulate(Pass):
             notes={"execution": "simulated", "weights": weights, "quantizers": inputs, "fitted here": fitted},
         )
 
-    def _fit_weights(self, graph: GraphModule, ctx: PassContext) -> int:
-        missing = [s for s in slots(graph) if s.index < 0 and read_params(graph, s) is None]
-        with ctx.progress.task("fit weights", len(missing)) as task:
-            for slot in missing:
-                weight = _weight(graph, slot)
-                values = reference.arrange(weight, slot.layout, slot.spec.granularity, slot.spec.group_size)
-                group = torch.zeros(1, dtype=torch.long, device=weight.device)
-                write_params(graph, slot, _fit(self.weight, slot, [(values, group)]))
-                task.advance()
-        return len(missing)
-
-    def _fit_inputs(self, graph: GraphModule, ctx: PassContext) -> int:
-        missing = [
-            s for s in slots(graph) if s.index >= 0 and not s.spec.dynamic and read_params(graph, s) is None
-        ]
-        if not missing:
-            return 0
-        samples = choose_rows(ctx.get(ctx.calibration, graph), self.rows, ctx.seed)
-        # equal specs on one tensor are fitted once: q, k and v share their input
-        same: dict[tuple[Node, str, str], list[Slot]] = {}
-        for slot in missing:
-            same.setdefault((slot.source, str(slot.spec), slot.layout), []).append(slot)
-        sources = list(dict.fromkeys(source for source, _, _ in same))
-        with ctx.progress.task("fit inputs", len(same)) as task:
-            for values in record(
-                graph, sources, samples, device=ctx.device, budget=ctx.memory_budget // 2,
-                progress=ctx.progress, title="record inputs",
-            ):  # fmt: skip
-                for (source, _, _), alike in same.items():
-                    if source not in values:
-                        continue
-                    slot = alike[0]
-                    edges = edges_for(slot.spec, samples.t)
-                    rows = list(_grouped(values[source], samples.t, edges, slot))
-                    params = _fit(self.input, slot, rows)
-                    if edges is not None:
-                        params = attrs.evolve(params, tensors={**params.tensors, "edges": edges})
-                    for each in alike:
-                        write_params(graph, each, _to(params, ctx.device))
-                    task.advance()
-        return len(missing)
-
-
-def choose_rows(samples: Samples, count: int, seed: int) -> Samples:
-    """That many rows at random, in their order; all where there are fewer."""
-    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
-    return samples.take(order[:count].sort().values)
-
-
-def _grouped(
-    batches: list[Tensor], t: Tensor, edges: Tensor | None, slot: Slot
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Recorded batches as (values by parameter set, time group) pairs."""
-    start = 0
-    for batch in batches:
-        times = t[start : start + len(batch)]
-        start += len(batch)
-        zero = torch.zeros(len(batch), dtype=torch.long)
-        group = zero if edges is None else reference.time_group(times, edges)
-        yield reference.arrange(batch, slot.layout, slot.spec.granularity, slot.spec.group_size), group
-
-
-def _fit(quantizer: Quantizer, slot: Slot, batches: Iterable[tuple[Tensor, Tensor]]) -> QParams:
-    kept = list(batches)
-    try:
-        params = quantizer.fit(lambda: kept, slot.spec)
-    except ValueError as error:
-        raise QpassError(f"{quantizer.name} cannot fit {slot.home!r}: {error}") from error
-    rows = tuple(params.tensors["scale"].shape) if "scale" in params.tensors else None
-    expected = (slot.spec.time_groups, kept[0][0].shape[1])
-    if rows != expected:
-        raise QpassError(
-            f"quantizer {quantizer.name!r} must return scales of shape {expected} for {slot.home!r}, not {rows}"
-        )
-    return params
-
-
-def _to(params: QParams, device: torch.device) -> QParams:
-    return attrs.evolve(params, tensors={k: tensor.to(device) for k, tensor in params.tensors.items()})
-
-
-def _weight(graph: GraphModule, slot: Slot) -> Tensor:
-    module = layer(graph, slot.node)
-    assert module is not None
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight
-
 
 def round_weight(graph: GraphModule, slot: Slot) -> int:
     """Replace a weight by what its codes stand for, and keep the codes."""
     module, params = layer(graph, slot.node), read_params(graph, slot)
     assert module is not None
     assert params is not None
-    weight = _weight(graph, slot)
+    weight = weight_of(graph, slot)
     codes = find(graph, f"{slot.home}.codes")
     if codes is None:
         codes = quantize(weight, slot.spec, params.tensors, slot.layout)
@@ -186,11 +97,12 @@ def insert_quantizers(graph: GraphModule) -> int:
                     args = (source, slot.spec.widest, slot.spec.symmetric, *grain)
                     new = nodes.call_function(reference.fake_quantize_dynamic, args)
                 elif params.kind == "affine":
-                    tensors = [nodes.get_attr(f"{slot.home}.{part}") for part in ("scale", "zero")]
+                    scale = nodes.get_attr(f"{slot.home}.scale")
+                    zero = None if slot.spec.symmetric else nodes.get_attr(f"{slot.home}.zero")
                     low, high = reference.levels(slot.spec.widest, slot.spec.symmetric)
                     group = time.group(slot, params)
                     new = nodes.call_function(
-                        reference.fake_quantize_affine, (source, *tensors, low, high, *grain, group)
+                        reference.fake_quantize_affine, (source, scale, zero, low, high, *grain, group)
                     )
                 else:
                     tensors = [nodes.get_attr(f"{slot.home}.{p}") for p in ("scale", "thresholds", "table")]

@@ -16,7 +16,7 @@ from qpass.kernels import reference
 # aten ops that compute from their arguments alone: no files, no randomness, no writing in place
 _ATEN = frozenset(
     """
-    _softmax _to_copy _unsafe_view abs adaptive_avg_pool2d add addmm alias amax amin arange argmax argmin
+    _safe_softmax _softmax _to_copy _unsafe_view abs adaptive_avg_pool2d add addmm alias amax amin arange argmax argmin
     avg_pool2d baddbmm bitwise_and bitwise_not bitwise_or bmm broadcast_to bucketize cat ceil chunk clamp
     clamp_max clamp_min clone constant_pad_nd contiguous conv1d conv2d conv3d cos cumsum detach div einsum elu
     embedding empty empty_like eq exp exp2 expand expand_as eye fill flatten flip floor floor_divide full
@@ -61,6 +61,24 @@ _NAMES = {id(function): name for name, function in _FIXED.items()}
 Ops = Mapping[str, tuple[Callable[..., Any], str]]
 
 
+def plugin_op_name(op: Any) -> str:
+    """The name in artifacts of a function that a plugin registers: a module's own function, or a torch op.
+
+    >>> plugin_op_name(plugin_op_name)
+    'qpass.artifact.ops:plugin_op_name'
+    >>> plugin_op_name(torch.ops.aten.addcmul.default)
+    'aten.addcmul.default'
+    """
+    if isinstance(op, torch._ops.OpOverload):
+        return str(op)
+    module, name = getattr(op, "__module__", None), getattr(op, "__qualname__", "<")
+    if not callable(op) or not isinstance(module, str) or "<" in name:
+        raise TypeError(
+            f"a graph op must be a function that its module defines by name, or a torch op, not {op!r}"
+        )
+    return f"{module}:{name}"
+
+
 def op_name(target: Any, plugin_ops: Ops) -> str:
     """The name of a graph node's function; an error where it is not on the list."""
     if isinstance(target, torch._ops.OpOverload):
@@ -70,10 +88,9 @@ def op_name(target: Any, plugin_ops: Ops) -> str:
             return f"aten.{name}.{overload}"
     elif id(target) in _NAMES:
         return _NAMES[id(target)]
-    else:
-        for name, (function, _plugin) in plugin_ops.items():
-            if function is target:
-                return name
+    for name, (function, _plugin) in plugin_ops.items():
+        if function is target:
+            return name
     raise ArtifactError(
         f"the graph calls {target}, which is not on the list of ops an artifact may hold; "
         "a plugin that puts its own functions into graphs names them in the hook register_ops"
@@ -93,8 +110,8 @@ def resolve(name: str, plugin_ops: Ops) -> Callable[..., Any]:
         if op is not None and not op._schema.is_mutable:
             function: Callable[..., Any] = op
             return function
-    package = name.partition(":")[0].partition(".")[0]
-    if ":" in name and package != "qpass":
+    package = parts[0].partition(":")[0]
+    if package != "qpass" and (":" in name or (len(parts) == 3 and package not in ("aten", "torch"))):
         raise ArtifactError(
             f"the graph calls {name!r} of the plugin {package!r}, which is not installed; "
             f"install it, or give its file with --plugin"

@@ -43,7 +43,7 @@ def read(path: Path) -> RecipeFile:
         raise RecipeError("no such file", str(path)) from None
     except IsADirectoryError:
         raise RecipeError("this is a folder; a recipe is a TOML file", str(path)) from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own errors, no UTF-8, too many digits
         raise RecipeError(f"not a TOML file: {error}", str(path)) from error
     return RecipeFile(name=path.stem, path=path, description=opening(text), data=data)
 

@@ -96,7 +96,7 @@ def encode_affine(x: Tensor, scale: Tensor, zero: Tensor, low: int | Tensor, hig
 def fake_quantize_affine(
     x: Tensor,
     scale: Tensor,
-    zero: Tensor,
+    zero: Tensor | None,
     low: int,
     high: int,
     layout: str,
@@ -104,11 +104,13 @@ def fake_quantize_affine(
     group_size: int,
     group: Tensor | None = None,
 ) -> Tensor:
-    """x rounded to its codes and back, in x's own dtype. `group` (B,) picks rows of scale and zero."""
+    """x rounded to its codes and back, in x's own dtype. `group` (B,) picks rows of scale and zero; no zero is 0."""
     if group is not None:
-        scale, zero = scale[group], zero[group]
+        scale = scale[group]
     s = spread(scale, x, layout, granularity, group_size)
-    z = spread(zero, x, layout, granularity, group_size)
+    if zero is None:
+        return torch.round(x.float() * s.reciprocal()).clamp_(low, high).mul_(s).to(x.dtype)
+    z = spread(zero if group is None else zero[group], x, layout, granularity, group_size)
     return encode_affine(x, s, z, low, high).sub_(z).mul_(s).to(x.dtype)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -18,13 +19,13 @@ from qpass.evaluator import Evaluator
 from qpass.manager import Pass
 from qpass.model import ModelAdapter
 from qpass.plugins import Catalog
-from qpass.recipe.override import leaves, override, parse_assignment
-from qpass.recipe.structure import Structure, to_data
+from qpass.recipe.override import LISTS, leaves, override, parse_assignment
+from qpass.recipe.structure import Structure, shown, to_data
 from qpass.sampling import Sampling
 
 SHIPPED = Path(__file__).parent.parent / "recipes"
 SECTIONS = ("seed", "memory_budget", "model", "sampling", "calibration", "passes", "evaluators", "presets")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB|TB)")
+_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)\s*(KB|MB|GB|TB)")
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -64,9 +65,9 @@ def bytes_of(size: str) -> int:
     >>> bytes_of("1.5MB")
     1572864
     """
-    match = _SIZE.fullmatch(size.strip())
+    match = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
     if match is None:
-        raise ValueError(f"{size!r} is not a size; write it like 500MB or 4GB")
+        raise ValueError(f'{shown(size)} is not a size; write it like "500MB" or "4GB"')
     return int(float(match[1]) * 1024 ** (("KB", "MB", "GB", "TB").index(match[2]) + 1))
 
 
@@ -81,7 +82,11 @@ def read(
     """The recipe of that name or file, with a preset and `KEY=VALUE` overrides applied, and checked."""
     known = shipped()
     path = known.get(str(source)) or Path(source)
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError as error:
+        raise RecipeError(f"cannot be read: {error.strerror}", str(path)) from error
+    if not found:
         if path.suffix == ".toml" or len(path.parts) > 1:
             raise RecipeError(
                 f"no such file; name a shipped recipe ({', '.join(known)}) or an existing file", str(path)
@@ -89,7 +94,7 @@ def read(
         raise RecipeError(f"unknown recipe {str(source)!r}, {did_you_mean(str(source), known)}")
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own errors, no UTF-8, too many digits
         raise RecipeError(f"not valid TOML: {error}", str(path)) from error
     except OSError as error:
         raise RecipeError(f"cannot be read: {error.strerror}", str(path)) from error
@@ -105,15 +110,35 @@ def from_data(
     overrides: Sequence[str] = (),
 ) -> Recipe:
     """A recipe from plain data; raises one `RecipeError` that lists every mistake."""
-    data = tables = copy.deepcopy(dict(data))
+    try:
+        return _from_tables(spelt_out(data), catalog, name, preset, overrides)
+    except RecursionError as error:
+        raise RecipeError("its tables are nested too deeply", f"recipe {name!r}") from error
+
+
+def spelt_out(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy in which whatever is named by text alone, as in `passes = ["assign"]`, is a table with `use`."""
+    tables = copy.deepcopy(dict(data))
+    for key in ("model", "calibration"):
+        if isinstance(name := tables.get(key), str):
+            tables[key] = {"use": name}
+    for key in LISTS:
+        if isinstance(entries := tables.get(key), list):
+            tables[key] = [{"use": entry} if isinstance(entry, str) else entry for entry in entries]
+    return tables
+
+
+def _from_tables(
+    data: dict[str, Any], catalog: Catalog, name: str, preset: str | None, overrides: Sequence[str]
+) -> Recipe:
     problems: list[str] = []
-    presets = tables.pop("presets", {})
+    presets = data.pop("presets", {})
     if not isinstance(presets, Mapping):
-        problems.append(f"presets must be tables, [presets.NAME], not {presets!r}")
+        problems.append(f"presets must be tables, [presets.NAME], not {shown(presets)}")
         presets = {}
     if preset is not None:
         if isinstance(chosen := presets.get(preset), Mapping):
-            problems += override(tables, list(leaves(chosen)), f"preset {preset}:")
+            problems += override(data, list(leaves(chosen)), f"preset {preset}:")
         else:
             problems.append(f"unknown preset {preset!r}, {did_you_mean(preset, presets)}")
     changes = []
@@ -122,7 +147,8 @@ def from_data(
             changes.append(parse_assignment(text))
         except ValueError as error:
             problems.append(str(error))
-    problems += override(tables, changes, "--set")
+    problems += override(data, changes, "--set")
+    data = spelt_out(data)  # a change may have said it by text alone
     problems += [f"unknown section {key!r}, {did_you_mean(key, SECTIONS)}" for key in data if key not in SECTIONS]
     structure = Structure(catalog)
     model = structure.choose("models", data.get("model", {}), "model")
@@ -132,10 +158,10 @@ def from_data(
     evaluators = _entries(structure, data, "evaluators")
     seed, budget = data.get("seed", 0), data.get("memory_budget", "4GB")
     if type(seed) is not int or not 0 <= seed < 2**63:
-        structure.problems.append(f"seed must be a whole number of at least 0, not {seed!r}")
+        structure.problems.append(f"seed must be a whole number from 0 to 2**63 - 1, not {shown(seed)}")
     try:
         bytes_of(budget)
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         structure.problems.append(f"memory_budget: {error}")
     problems += structure.problems + check_order(data.get("passes"), catalog) + _repeated(data.get("evaluators"))
     if problems:
@@ -144,6 +170,10 @@ def from_data(
         model=model, passes=tuple(passes), evaluators=tuple(evaluators), sampling=sampling,
         calibration=calibration, seed=seed, memory_budget=budget, name=name,
     )  # fmt: skip
+    try:
+        json.dumps(recipe.data(), allow_nan=False)  # so that an artifact can hold it
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"a value has no place in an artifact: {error}", f"recipe {name!r}") from error
     return realised(recipe, catalog)
 
 
@@ -181,10 +211,12 @@ def order_problems(classes: Sequence[type | None], catalog: Catalog) -> list[str
     """The same for pass classes; None stands for one that is not known."""
     problems: list[str] = []
     facts: dict[str, str] = {}
+    unknown = False
     for place, cls in enumerate(classes, 1):
         if cls is None or not issubclass(cls, Pass):
+            unknown = True  # it may have provided anything
             continue
-        for fact in sorted(cls.needs - facts.keys()):
+        for fact in () if unknown else sorted(cls.needs - facts.keys()):
             givers = [n for n, c in catalog.classes["passes"].items() if fact in getattr(c, "provides", ())]
             problems.append(
                 f"passes[{place}] {cls.name}: needs {fact!r}, which no pass before it provides; "
@@ -202,7 +234,7 @@ def order_problems(classes: Sequence[type | None], catalog: Catalog) -> list[str
 def _section(structure: Structure, data: Mapping[str, Any], name: str) -> Any:
     table = data.get(name, {})
     if not isinstance(table, Mapping):
-        structure.problems.append(f"{name} must be a table, [{name}], not {table!r}")
+        structure.problems.append(f"{name} must be a table, [{name}], not {shown(table)}")
         return None
     return structure.build(Sampling, table, name)
 
@@ -210,11 +242,12 @@ def _section(structure: Structure, data: Mapping[str, Any], name: str) -> Any:
 def _entries(structure: Structure, data: Mapping[str, Any], kind: str) -> list[Any]:
     entries = data.get(kind, [])
     if not isinstance(entries, list):
-        structure.problems.append(f"{kind} must be a list of tables, [[{kind}]], not {entries!r}")
+        structure.problems.append(f"{kind} must be a list of tables, [[{kind}]], not {shown(entries)}")
         return []
     return [structure.choose(kind, entry, f"{kind}[{place}]") for place, entry in enumerate(entries, 1)]
 
 
 def _repeated(entries: Any) -> list[str]:
-    names = [str(e.get("use")) for e in entries if isinstance(e, Mapping)] if isinstance(entries, list) else []
+    tables = [e for e in entries if isinstance(e, Mapping)] if isinstance(entries, list) else []
+    names = [e["use"] for e in tables if isinstance(e.get("use"), str)]
     return [f"evaluators: {name!r} is listed twice" for name in sorted({n for n in names if names.count(n) > 1})]

@@ -23,9 +23,10 @@ def parse_assignment(text: str) -> tuple[Path, Any]:
     if not equals or not all(part.strip() for part in key.split(".")):
         raise ValueError(f"--set {text!r}: write KEY=VALUE, as in --set sampling.steps=50")
     try:
-        value = tomllib.loads(f"value = {raw.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = raw
+        found = tomllib.loads(f"value = {raw.strip()}")
+    except (ValueError, RecursionError):  # tomllib refuses numbers of thousands of digits with a bare ValueError
+        found = {}
+    value = found["value"] if len(found) == 1 else raw
     return tuple(part.strip() for part in key.split(".")), value
 
 
@@ -44,37 +45,50 @@ def override(data: dict[str, Any], changes: Sequence[tuple[Path, Any]], source: 
     Changing a table's `use` clears its other options, which belonged to another plugin.
     """
     problems: list[str] = []
-    for path, value in changes:
+    # a new `use` first: what is said beside it is meant for it, wherever it stands
+    for path, value in sorted(changes, key=lambda change: not _renames(change[0])):
         name = ".".join(path)
+        target: Any = data
+        rest = path
+        if path[0] == "presets":
+            problems.append(f"{source} {name}: a preset is chosen with --preset, not changed")
+            continue
         if path[0] in LISTS:
             if len(path) < 3:
                 problems.append(f"{source} {name}: say which option, as in {path[0]}.NAME.OPTION=VALUE")
                 continue
-            target = _entry(data.get(path[0]), path[1])
+            entries = data.get(path[0])
+            target = _entry(entries, path[1])
             if target is None:
-                used = [str(e.get("use")) for e in data.get(path[0], []) if isinstance(e, Mapping)]
+                tables = entries if isinstance(entries, list) else []
+                used = [str(e.get("use")) for e in tables if isinstance(e, Mapping)]
                 problems.append(
                     f"{source} {name}: the recipe has no {path[1]!r} in {path[0]}, {did_you_mean(path[1], used)}"
                 )
                 continue
             rest = path[2:]
-        else:
-            target, rest = data, path
         for key in rest[:-1]:
+            if isinstance(target.get(key), str):
+                target[key] = {"use": target[key]}  # the short way to write a table of nothing else
             target = target.setdefault(key, {})
             if not isinstance(target, dict):
                 problems.append(f"{source} {name}: {key!r} is not a table")
                 break
         else:
-            if rest[-1] == "use" and target.get("use") != value:
+            if rest[-1] == "use" and len(path) > 1 and target.get("use") != value:
                 target.clear()
             target[rest[-1]] = value
     return problems
 
 
+def _renames(path: Path) -> bool:
+    """Whether the path sets which plugin a table is for. A pass's own name stays until all else is applied."""
+    return path[-1] == "use" and not (path[0] in LISTS and len(path) == 3)
+
+
 def _entry(entries: Any, name: str) -> dict[str, Any] | None:
     """The entry of that name; `name#2` is the second of it."""
-    match = re.fullmatch(r"(.+?)(?:#([1-9]\d*))?", name)
+    match = re.fullmatch(r"(.+?)(?:#([1-9]\d{0,5}))?", name)
     if match is None or not isinstance(entries, list):
         return None
     same = [e for e in entries if isinstance(e, dict) and e.get("use") == match[1]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from enum import Enum
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -11,7 +13,7 @@ import attrs
 import cattrs
 
 from qpass.analysis import Analysis
-from qpass.errors import PluginError, did_you_mean
+from qpass.errors import PluginError, QpassError, did_you_mean
 from qpass.plugins import Catalog
 from qpass.quantizer import Quantizer
 
@@ -35,12 +37,14 @@ class Structure:
         if isinstance(table, str):
             table = {"use": table}
         if not isinstance(table, Mapping):
-            self.problems.append(f"{place}: must be a table with `use`, not {table!r}")
+            self.problems.append(f"{place}: must be a table with `use`, not {shown(table)}")
             return None
         options = dict(table)
         name = options.pop("use", None)
         if not isinstance(name, str):
-            self.problems.append(f'{place}: `use` must name one of the {kind}, as in use = "..."; got {name!r}')
+            self.problems.append(
+                f'{place}: `use` must name one of the {kind}, as in use = "..."; got {shown(name)}'
+            )
             return None
         try:
             cls = self.catalog.find(kind, name)
@@ -52,45 +56,68 @@ class Structure:
     def build(self, cls: type[T], options: Mapping[str, Any], place: str) -> T | None:
         """An instance of an attrs class from its options, every wrong option noted."""
         before = len(self.problems)
-        fields = {f.name: f for f in attrs.fields(cls) if f.init}  # type: ignore[arg-type]
-        types = _types(cls)
+        fields = {f.alias or f.name: f for f in attrs.fields(cls) if f.init}  # type: ignore[arg-type]
+        try:
+            types = _types(cls)
+        except PluginError as error:
+            self.problems.append(f"{place}: {error}")
+            return None
         values: dict[str, Any] = {}
         for key, raw in options.items():
             if key not in fields:
                 self.problems.append(f"{place}: unknown option {key!r}, {did_you_mean(key, fields)}")
                 continue
-            field, where = fields[key], f"{place}: {key}"
             noted = len(self.problems)
-            value = self._value(raw, types[key], where)
-            if len(self.problems) > noted:
-                continue
-            values[key] = value
-            if field.validator is not None:
-                try:
-                    field.validator(None, field, value)
-                except (ValueError, TypeError) as error:
-                    self.problems.append(f"{place}: {_message(error)}")
-        for name, field in fields.items():
-            if name not in options and field.default is attrs.NOTHING:
+            value = self._value(raw, types[fields[key].name], f"{place}: {key}")
+            if len(self.problems) == noted:
+                values[key] = value
+                self._validate(fields[key], value, place)
+        for key, field in fields.items():
+            if key not in options and field.default is attrs.NOTHING:
                 self.problems.append(
-                    f"{place}: option {name!r} is required; {field.metadata.get('help', '')}".rstrip("; ")
+                    f"{place}: option {key!r} is required; {field.metadata.get('help', '')}".rstrip("; ")
                 )
         if len(self.problems) > before:
             return None
         try:
             return cls(**values)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, QpassError) as error:
             self.problems.append(f"{place}: {_message(error)}")
             return None
 
+    def _validate(self, field: attrs.Attribute[Any], value: Any, place: str) -> None:
+        """Ask a field's validator alone, so that one wrong option does not hide another."""
+        if field.validator is None or field.converter is not None:
+            return
+        try:
+            field.validator(None, field, value)
+        except (ValueError, TypeError) as error:
+            message = _message(error)
+            named = message if field.name in message else f"{field.name}: {message}"
+            self.problems.append(f"{place}: {named}")
+        except AttributeError:
+            pass  # it looks at the other options, which only the whole object has: that will ask it again
+
     def _value(self, raw: Any, kind: Any, place: str) -> Any:
+        origin, args = get_origin(kind), get_args(kind)
+        cls = origin if isinstance(origin, type) else kind
+        if origin in (Union, UnionType) and len(one := [a for a in args if a is not type(None)]) == 1:
+            return None if raw is None else self._value(raw, one[0], place)
         for base, plural in _KIND_OF:
-            if isinstance(kind, type) and issubclass(kind, base):
+            if isinstance(cls, type) and issubclass(cls, base):
                 return self.choose(plural, raw, place)
+        if isinstance(cls, type) and attrs.has(cls) and isinstance(raw, Mapping):
+            return self.build(cls, raw, place)
+        if origin in (list, tuple, set, frozenset):
+            if not isinstance(raw, list | tuple):  # text is a sequence too, of letters
+                self.problems.append(f"{place} must be {_words(kind)}, not {shown(raw)}")
+                return None
+            if origin is list or args[1:] == (...,):
+                return origin(self._value(item, args[0], f"{place}[{n}]") for n, item in enumerate(raw, 1))
         try:
             return self.converter.structure(raw, kind)
         except Exception:  # cattrs raises many kinds; the sentence below says all a user needs
-            self.problems.append(f"{place} must be {_words(kind)}, not {raw!r}")
+            self.problems.append(f"{place} must be {_words(kind)}, not {shown(raw)}")
             return None
 
 
@@ -98,7 +125,7 @@ def to_data(value: Any) -> Any:
     """A configuration as plain data with every option spelt out; plugins carry their name under `use`."""
     if attrs.has(type(value)):
         data = {
-            f.name: to_data(getattr(value, f.name))
+            f.alias or f.name: to_data(getattr(value, f.name))
             for f in attrs.fields(type(value))
             if f.init and f.metadata.get("data", True) and getattr(value, f.name) is not None
         }
@@ -110,7 +137,22 @@ def to_data(value: Any) -> Any:
         return [to_data(v) for v in value]
     if isinstance(value, set | frozenset):
         return sorted(to_data(v) for v in value)
+    if isinstance(value, Enum):
+        return value.value
     return str(value) if isinstance(value, Path) else value
+
+
+def shown(value: Any) -> str:
+    """A value as an error quotes it: on one line, and not for ever.
+
+    >>> shown([1] * 100)
+    '[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,...'
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an int of thousands of digits, a table in a table in a table
+        return f"this {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _types(cls: type) -> dict[str, Any]:
@@ -127,14 +169,14 @@ def _strict(kind: type) -> Callable[[Any, Any], Any]:
     def structure(value: Any, _: Any) -> Any:
         if kind is float and type(value) is int:
             return float(value)
-        if type(value) is not kind:
+        if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
             raise TypeError
         return value
 
     return structure
 
 
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+_WORDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", Path: "a path"}
 
 
 def _words(kind: Any) -> str:
@@ -143,9 +185,13 @@ def _words(kind: Any) -> str:
         return _WORDS[kind]
     if origin in (Union, UnionType):
         return " or ".join(_words(a) for a in args if a is not type(None))
-    if origin in (tuple, list):
+    if origin in (tuple, list, set, frozenset):
         return f"a list, each entry {_words(args[0])}"
     if origin in (dict, Mapping) or kind in (dict, Mapping):
+        return f"a table, each value {_words(args[1])}" if args[1:] and args[1] is not Any else "a table"
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        args = tuple(member.value for member in kind)
+    if isinstance(kind, type) and attrs.has(kind):
         return "a table"
     if args:
         return "one of " + ", ".join(repr(a) for a in args)

@@ -82,11 +82,7 @@ class Layers(nn.Module):
         tokens = h.flatten(2).transpose(1, 2)
         tokens = self.attention(tokens, tokens, tokens, need_weights=False)[0]
         tokens = F.linear(tokens, self.loose) + F.linear(tokens, self.loose.exp())
-        return (
-            tokens.sum((1, 2))
-            + self.cube(x[:, :1, None]).sum((1, 2, 3, 4))
-            + self.line(x[:, :, 0]).sum((1, 2))
-        )
+        return tokens.sum((1, 2)) + self.cube(x[:, :1, None]).sum((1, 2, 3, 4)) + self.line(x[:, :, 0]).sum((1, 2))
 
 
 @torch.no_grad()

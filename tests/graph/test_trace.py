@@ -42,6 +42,24 @@ def test_equals_the_model_at_every_batch_and_size(zoo, name):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["ldm", "sdxl", "pixart", "pixart-sizes", "sd3", "flux"])
+def test_takes_texts_of_every_length(zoo, name):
+    """A graph traced with 7 tokens of text equals the model on 1, 5 and 77."""
+    model, gm = zoo(name)
+    keys = model.call.args[0].inputs
+    for length in (1, 5, 77):
+        inputs = list(model.example(3))
+        for place, key in enumerate(keys):
+            if key == "encoder_hidden_states":
+                inputs[place] = torch.randn(3, length, inputs[place].shape[2])
+            elif key == "encoder_attention_mask":
+                inputs[place] = torch.ones(3, length)
+            elif key == "txt_ids":
+                inputs[place] = torch.zeros(length, 3)
+        assert torch.equal(gm(*inputs), model.eager(tuple(inputs)))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("batch", [63, 64])
 def test_has_no_edge_where_export_sees_one(zoo, batch):
     """Export believes a UNet's batch ends at 63; the graph does not."""

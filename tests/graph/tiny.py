@@ -141,7 +141,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 OPTIONAL = {"pixart": ("encoder_attention_mask",)}
 RESIZABLE = ("unet", "unet-classes", "ldm", "sdxl")
-NAMES = (*CONFIGS, "vit")
+NAMES = (*CONFIGS, "vit", "timm-dit")
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -162,7 +162,9 @@ class Tiny:
 
 def make(name: str, dtype: torch.dtype = torch.float32) -> Tiny:
     """The tiny model of that name, with every weight random (diffusers starts some of them at zero)."""
-    return _vit(dtype) if name == "vit" else _diffusers(name, dtype)
+    if name == "vit":
+        return _vit(dtype)
+    return _timm_dit(dtype) if name == "timm-dit" else _diffusers(name, dtype)
 
 
 def _diffusers(name: str, dtype: torch.dtype) -> Tiny:
@@ -200,6 +202,22 @@ def _vit(dtype: torch.dtype) -> Tiny:
         return (torch.randn(batch, 3, 32, 32, generator=generator).to(dtype),)
 
     return Tiny(name="vit", module=_awake(module, dtype), call=None, dynamic=None, example=example)
+
+
+def _timm_dit(dtype: torch.dtype) -> Tiny:
+    from qpass_models.dit import DiT
+    from qpass_models.dit_config import DiTConfig
+
+    torch.manual_seed(0)
+    config = DiTConfig(depth=2, width=32, heads=2, patch_size=2, input_size=8, num_classes=10)
+
+    def example(batch: int, seed: int = 0, size: examples.Size | None = None) -> tuple[torch.Tensor, ...]:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(batch, config.in_channels, 8, 8, generator=generator).to(dtype)
+        t, y = (torch.randint(0, high, (batch,), generator=generator) for high in (1000, config.num_classes + 1))
+        return x, t, y
+
+    return Tiny(name="timm-dit", module=_awake(DiT(config), dtype), call=None, dynamic=None, example=example)
 
 
 def _awake(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:

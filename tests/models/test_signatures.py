@@ -59,9 +59,7 @@ def test_inputs_follow_the_configuration(name, config, extra):
     """What a configuration asks for comes after what the class always takes."""
     sig = signatures.signature(name, config)
     assert sig.inputs[1] == "timestep"
-    optional = [
-        key for key in sig.inputs if key in ("class_labels", "timestep_cond", "guidance") or "." in key
-    ]
+    optional = [key for key in sig.inputs if key in ("class_labels", "timestep_cond", "guidance") or "." in key]
     assert tuple(optional) == extra
 
 

@@ -1,0 +1,100 @@
+"""Fit parameters that are missing: weights on themselves, inputs on calibration rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import attrs
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from qpass.activations import Samples, record
+from qpass.errors import QpassError
+from qpass.kernels import reference
+from qpass.manager import PassContext
+from qpass.quantizer import QParams, Quantizer
+from qpass.slots import Slot, read_params, slots, weight_of, write_params
+from qpass.timegroups import edges_for
+
+
+def fit_weights(graph: GraphModule, quantizer: Quantizer, ctx: PassContext) -> int:
+    """Fit every weight that has no parameters yet, on itself; returns how many."""
+    missing = [s for s in slots(graph) if s.index < 0 and read_params(graph, s) is None]
+    with ctx.progress.task("fit weights", len(missing)) as task:
+        for slot in missing:
+            weight = weight_of(graph, slot)
+            values = reference.arrange(weight, slot.layout, slot.spec.granularity, slot.spec.group_size)
+            group = torch.zeros(1, dtype=torch.long, device=weight.device)
+            write_params(graph, slot, _fit(quantizer, slot, [(values, group)]))
+            task.advance()
+    return len(missing)
+
+
+def fit_inputs(graph: GraphModule, quantizer: Quantizer, rows: int, ctx: PassContext) -> int:
+    """Fit every static input that has no parameters yet, on that many calibration rows; returns how many."""
+    missing = [s for s in slots(graph) if s.index >= 0 and not s.spec.dynamic and read_params(graph, s) is None]
+    if not missing:
+        return 0
+    samples = choose_rows(ctx.get(ctx.calibration, graph), rows, ctx.seed)
+    # equal specs on one tensor are fitted once: q, k and v share their input
+    same: dict[tuple[Node, str, str], list[Slot]] = {}
+    for slot in missing:
+        same.setdefault((slot.source, str(slot.spec), slot.layout), []).append(slot)
+    sources = list(dict.fromkeys(source for source, _, _ in same))
+    with ctx.progress.task("fit inputs", len(same)) as task:
+        for values in record(
+            graph, sources, samples, device=ctx.device, budget=ctx.memory_budget // 2,
+            progress=ctx.progress, title="record inputs",
+        ):  # fmt: skip
+            for (source, _, _), alike in same.items():
+                if source not in values:
+                    continue
+                slot = alike[0]
+                edges = edges_for(slot.spec, samples.t)
+                pairs = list(_grouped(values[source], samples.t, edges, slot))
+                params = _fit(quantizer, slot, pairs)
+                if edges is not None:
+                    params = attrs.evolve(params, tensors={**params.tensors, "edges": edges})
+                for each in alike:
+                    write_params(graph, each, _to(params, ctx.device))
+                task.advance()
+    return len(missing)
+
+
+def choose_rows(samples: Samples, count: int, seed: int) -> Samples:
+    """That many rows at random, in their order; all where there are fewer."""
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
+    return samples.take(order[:count].sort().values)
+
+
+def _grouped(
+    batches: list[Tensor], t: Tensor, edges: Tensor | None, slot: Slot
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Recorded batches as (values by parameter set, time group) pairs."""
+    start = 0
+    for batch in batches:
+        times = t[start : start + len(batch)]
+        start += len(batch)
+        zero = torch.zeros(len(batch), dtype=torch.long)
+        group = zero if edges is None else reference.time_group(times, edges)
+        yield reference.arrange(batch, slot.layout, slot.spec.granularity, slot.spec.group_size), group
+
+
+def _fit(quantizer: Quantizer, slot: Slot, batches: Iterable[tuple[Tensor, Tensor]]) -> QParams:
+    kept = list(batches)
+    try:
+        params = quantizer.fit(lambda: kept, slot.spec)
+    except ValueError as error:
+        raise QpassError(f"{quantizer.name} cannot fit {slot.home!r}: {error}") from error
+    rows = tuple(params.tensors["scale"].shape) if "scale" in params.tensors else None
+    expected = (slot.spec.time_groups, kept[0][0].shape[1])
+    if rows != expected:
+        raise QpassError(
+            f"quantizer {quantizer.name!r} must return scales of shape {expected} for {slot.home!r}, not {rows}"
+        )
+    return params
+
+
+def _to(params: QParams, device: torch.device) -> QParams:
+    return attrs.evolve(params, tensors={k: tensor.to(device) for k, tensor in params.tensors.items()})

@@ -1,0 +1,115 @@
+"""Which nodes get which spec."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from qpass_passes.assign import Assign, Rule, edges
+
+from qpass.errors import PreconditionError
+from qpass.slots import slots, spec_of
+from qpass.spec import parse_spec
+
+
+def specs(graph):
+    return {n.meta["origin"]: spec_of(n) for n in graph.graph.nodes if spec_of(n) is not None}
+
+
+def assigned(context, **options):
+    graph = copy.deepcopy(context.reference)
+    result = Assign(**options).run(graph, context)
+    return result, specs(result.graph)
+
+
+def test_w4a6_as_the_literature_means_it(context):
+    """Layers at 4/6, attention's four inputs at 6, first, last and time embedding at 8/8, nothing left over."""
+    result, found = assigned(context, weight="int4 channel", input="int6 tensor")
+    eight, six = parse_spec("int8 tensor", symmetric=False), parse_spec("int6 tensor", symmetric=False)
+    edge = {"conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2"}
+    products = {name for name in found if "/qk[" in name or "/pv[" in name}
+    modules = {n for n, m in context.reference.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)}
+    assert found.keys() == modules | products
+    assert len(products) == 2 * result.notes["attention split"] > 0
+    for name, spec in found.items():
+        if name in products:
+            assert spec.inputs == (six, six)
+            assert spec.weight is None
+        elif name in edge:
+            assert (spec.weight.bits, spec.inputs) == (8, (eight,))
+        else:
+            assert (spec.weight.bits, spec.inputs) == (4, (six,))
+    assert result.notes["floating point"] == {}
+
+
+def test_the_graph_computes_the_same(context):
+    """Specs and split attention leave the numbers alone (1e-5 relative)."""
+    result, _ = assigned(context)
+    inputs = context.model.example(3)
+    ours, theirs = result.graph(*inputs), context.reference(*inputs)
+    assert ((ours - theirs).norm() / theirs.norm()) < 1e-5
+
+
+def test_edges_are_found_in_the_graph_of_a_dit(catalog):
+    """A DiT's first layer is its patch embedding, its last proj_out_2, and each block's time MLP is an edge."""
+    from qpass_models.zoo import Cifar10DiT
+
+    from qpass.graph import trace
+
+    adapter = Cifar10DiT()
+    example = tuple(part.to("meta") for part in adapter.example())
+    graph = trace(adapter.skeleton(), example, call=adapter.call, dynamic=adapter.dynamic())
+    names = {n.meta["origin"].partition("#")[0] for n in edges(graph)}
+    mlp = "norm1.emb.timestep_embedder.linear_"
+    expected = {f"transformer_blocks.{i}.{mlp}{k}" for i in range(8) for k in (1, 2)}
+    assert names == {"pos_embed.proj", "proj_out_2"} | expected
+
+
+def test_the_last_rule_that_matches_holds(context):
+    """Rules and `keep` are globs over node names; a kept node gets no spec and is listed as floating point."""
+    result, found = assigned(
+        context,
+        keep=("conv_out",),
+        rules=(
+            Rule(match="*resnets*", weight="int4 channel", input="int8 tensor"),
+            Rule(match="*conv_shortcut", weight="int8 channel"),
+        ),
+    )
+    assert "conv_out" not in found
+    assert result.notes["floating point"]["Conv2d"][-1] == "conv_out"
+    shortcut = next(name for name in found if name.endswith("conv_shortcut"))
+    assert (found[shortcut].weight.bits, found[shortcut].inputs) == (8, (None,))
+    assert found["down_blocks.0.resnets.0.conv1"].weight.bits == 4
+
+
+def test_attention_in_floating_point_stays_fused(context):
+    """attention = "float" leaves the fused call in the graph, and says so."""
+    result, found = assigned(context, attention="float")
+    assert not any("/qk[" in name for name in found)
+    assert any("scaled_dot_product_attention" in name for name in result.notes["floating point"]["attention"])
+
+
+def test_a_glob_without_a_match_is_an_error(context):
+    """The error names the glob and the nearest node."""
+    with pytest.raises(PreconditionError, match=r"'conv_inn' matches no node, did you mean 'conv_in'"):
+        Assign(keep=("conv_inn",)).requires(context.reference, context)
+
+
+def test_calls_of_one_module_share_its_weight(catalog, context):
+    """A module called twice has one weight slot and an input slot for each call."""
+
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (torch.nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x, t):
+            return self.c(self.b(torch.relu(self.b(self.a(x)))))
+
+    from qpass.graph import trace
+
+    graph = trace(Twice(), (torch.randn(2, 4), torch.zeros(2)))
+    found = list(slots(Assign().run(graph, context).graph))
+    homes = [slot.home for slot in found if slot.home.startswith("b.")]
+    assert homes == ["b.weight_q", "b.input0_q", "b.call2.input0_q"]

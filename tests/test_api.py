@@ -1,0 +1,93 @@
+"""The Python side: five lines do what a recipe does, to the byte."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from qpass_models.diffusers_model import DiffusersModel
+from qpass_passes.assign import Assign
+from qpass_passes.calibration.uniform_steps import UniformSteps
+from qpass_passes.quantizers.percentile import Percentile
+from qpass_passes.simulate import Simulate
+
+import qpass
+from qpass.errors import ModelError, RecipeError
+from qpass.sampling import Sampling
+
+RECIPE = """
+[model]
+use = "diffusers"
+path = "{path}"
+[sampling]
+steps = 4
+[calibration]
+use = "uniform-steps"
+samples = 8
+steps = 4
+[[passes]]
+use = "assign"
+weight = "int4 channel"
+[[passes]]
+use = "simulate"
+rows = 16
+input = {{use = "percentile", q = 0.999}}
+"""
+
+
+def bytes_of(folder):
+    return {f.name: f.read_bytes() for f in sorted((folder / "artifact").iterdir())}
+
+
+def test_python_and_toml_make_the_same_bytes(unet_folder, tmp_path):
+    """Passes composed in Python give the artifact bytes that the same recipe gives as TOML."""
+    file = tmp_path / "mine.toml"
+    file.write_text(RECIPE.format(path=unet_folder))
+    toml = qpass.quantize(None, file, out=tmp_path / "toml")
+    python = qpass.quantize(
+        DiffusersModel(path=str(unet_folder)),
+        [Assign(weight="int4 channel"), Simulate(rows=16, input=Percentile(q=0.999))],
+        sampling=Sampling(steps=4),
+        calibration=UniformSteps(samples=8, steps=4),
+        out=tmp_path / "python",
+    )
+    assert bytes_of(toml.folder) == bytes_of(python.folder)
+
+
+def test_a_pipeline_goes_in_and_its_denoiser_is_replaced(unet_folder):
+    """quantize(pipe) leaves the pipeline alone; its unet replaced by the result, it draws nearly the same images."""
+    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+
+    pipe = DDIMPipeline(UNet2DModel.from_pretrained(unet_folder), DDIMScheduler.from_pretrained(unet_folder))
+    pipe.set_progress_bar_config(disable=True)
+    before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
+
+    def draw():
+        return pipe(
+            batch_size=2, generator=torch.Generator().manual_seed(0), num_inference_steps=3, output_type="np"
+        ).images
+
+    original = draw()
+    small = {"sampling": Sampling(steps=4), "calibration": UniformSteps(samples=8, steps=4)}
+    quantized = qpass.quantize(pipe, "w8a8", evaluators=(), **small)
+    assert all(torch.equal(v, before[k]) for k, v in pipe.unet.state_dict().items())
+    pipe.unet = quantized.model
+    images = draw()
+    assert 0 < abs(images - original).mean() < 0.03
+
+
+def test_what_no_adapter_knows_is_one_error():
+    """A module of an unknown class, or a misspelt zoo name, says what can be given instead."""
+    with pytest.raises(ModelError, match="no model adapter knows what to do with a Linear"):
+        qpass.quantize(torch.nn.Linear(2, 2))
+    with pytest.raises(
+        qpass.errors.PluginError, match=r"unknown model 'cifar10-unit', did you mean 'cifar10-unet'"
+    ):
+        qpass.quantize("cifar10-unit")
+
+
+def test_passes_out_of_order_are_refused_before_any_work():
+    """The plan check holds for Python too."""
+    with pytest.raises(
+        RecipeError, match=r"needs 'specs', which no pass before it provides; put 'assign' before it"
+    ):
+        qpass.quantize("cifar10-unet", [Simulate(), Assign()])
