@@ -41,6 +41,10 @@ def graph_to_json(graph: GraphModule, plugin_ops: Ops) -> dict[str, Any]:
     targets, stacks, specs = _Table(), _Table(), _Table()
     nodes = []
     for node in graph.graph.nodes:
+        if node.op not in _OPS:
+            raise ArtifactError(
+                f"the graph calls the method {node.target!r}; call the function torch.ops.aten has for it"
+            )
         target = op_name(node.target, plugin_ops) if node.op == "call_function" else str(node.target)
         nodes.append(
             [
