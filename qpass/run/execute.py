@@ -26,7 +26,7 @@ from qpass.progress import Progress, peak_memory_mb
 from qpass.recipe import Recipe, bytes_of
 from qpass.recipe.structure import to_data
 from qpass.report import render, report, to_json
-from qpass.run.fingerprint import digest, ground, own_code, stage_prints, versions
+from qpass.run.fingerprint import digest, facts, ground, own_code, stage_prints, versions
 from qpass.run.folder import KeptStages, RunFolder
 
 
@@ -56,12 +56,12 @@ def run(
     folder = RunFolder(path=path, catalog=catalog)
     with folder.held():
         base = ground(recipe, where.type)
-        if changed := folder.changed(base):
+        if changed := folder.changed(facts(recipe, base)):
             progress.say(f"changed since the last run in {path}: {', '.join(changed)}; redoing what depends on it")
         write_file(path / "recipe.toml", recipe.toml())
         ctx = context(recipe, catalog, where, progress, folder, digest(base))
         done = quantize(recipe, ctx, folder, base)
-        seen = observe(recipe, ctx, folder, stage_prints(recipe, base))
+        seen = observe(recipe, ctx, folder, digest(base))
         ctx.progress.say("report")
         return _report(recipe, where, folder, done, seen, time.monotonic() - started)
 
@@ -160,12 +160,10 @@ def about(recipe: Recipe) -> dict[str, Any]:
 Seen = Mapping[str, Mapping[str, Observation]]
 
 
-def observe(recipe: Recipe, ctx: PassContext, folder: RunFolder, prints: list[str]) -> Seen:
+def observe(recipe: Recipe, ctx: PassContext, folder: RunFolder, base: str) -> Seen:
     """What every evaluator sees of the original, then of the artifact as it loads from disk."""
     quantized = load_artifact(folder.artifact, ctx.catalog).graph.to(ctx.device)
     content = digest((folder.artifact / GRAPH).read_text(encoding="utf-8"))
-    ctx = attrs.evolve(ctx)
-    ctx.analyses.drop_graph(frozenset())
     seen: dict[str, dict[str, Observation]] = {}
     for evaluator in recipe.evaluators:
         ctx.progress.say(f"evaluate {evaluator.name}")
@@ -174,9 +172,10 @@ def observe(recipe: Recipe, ctx: PassContext, folder: RunFolder, prints: list[st
             Subject(role="original", graph=ctx.reference),
             Subject(role="quantized", graph=quantized, folder=folder.artifact),
         ):
-            mark = digest([content, prints, to_data(evaluator), own_code(evaluator)])
+            mark = digest([content, base, to_data(evaluator), own_code(evaluator)])
             kept = folder.read_observation(evaluator.name, subject.role, mark)
             if kept is None:
+                ctx.analyses.drop_graph(frozenset())  # those of the model looked at before
                 kept = _observe(evaluator, subject, ctx)
                 folder.write_observation(evaluator.name, subject.role, mark, kept)
             found[subject.role] = kept

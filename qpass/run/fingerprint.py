@@ -6,12 +6,17 @@ import hashlib
 import json
 import platform
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import attrs
+
+from qpass.analysis import Analysis
+from qpass.quantizer import Quantizer
 from qpass.recipe import Recipe
 from qpass.recipe.structure import to_data
 from qpass.report.data import plain
@@ -34,8 +39,10 @@ def versions() -> dict[str, str]:
 @cache
 def source_hash(package: str) -> str:
     """A hash of the Python sources of a package or module: the code version of whoever edits code."""
-    module = sys.modules[package]
-    origin = Path(module.__file__ or "")
+    file = getattr(sys.modules.get(package), "__file__", None)
+    if file is None:
+        return "unknown"  # typed at a prompt
+    origin = Path(file)
     files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
     total = hashlib.sha256()
     for file in files:
@@ -44,7 +51,7 @@ def source_hash(package: str) -> str:
 
 
 def ground(recipe: Recipe, device: str) -> dict[str, Any]:
-    """What every stage depends on, by name, so that a change can be named."""
+    """What every stage depends on."""
     code = {"qpass": source_hash("qpass")}
     for part in (recipe.model, recipe.calibration):
         code |= own_code(part)
@@ -59,10 +66,38 @@ def ground(recipe: Recipe, device: str) -> dict[str, Any]:
     }
 
 
-def own_code(plugin: object) -> dict[str, str]:
-    """The code version of the package a plugin comes from."""
+def facts(recipe: Recipe, base: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a run's folder depends on, under the names `--set` has for it, so that a change can be named."""
+    named: dict[str, Any] = {**base}
+    for kind, plugins in (("passes", recipe.passes), ("evaluators", recipe.evaluators)):
+        seen: Counter[str] = Counter()
+        named[kind] = {"": [plugin.name for plugin in plugins]}
+        for plugin in plugins:
+            seen[plugin.name] += 1
+            label = plugin.name if seen[plugin.name] == 1 else f"{plugin.name}#{seen[plugin.name]}"
+            named[kind][label] = to_data(plugin)
+            named["code"] = {**named["code"], **own_code(plugin)}
+    return dict(_dotted(named))
+
+
+def _dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        name = f"{prefix}.{key}".strip(".")
+        if isinstance(value, Mapping) and value:
+            yield from _dotted(value, name)
+        else:
+            yield name, value
+
+
+def own_code(plugin: Any) -> dict[str, str]:
+    """The code versions of the packages that a plugin, and the plugins among its options, come from."""
     package = type(plugin).__module__.partition(".")[0]
-    return {package: source_hash(package)}
+    found = {package: source_hash(package)}
+    for field in attrs.fields(type(plugin)):
+        value = getattr(plugin, field.name)
+        if isinstance(value, Quantizer | Analysis):
+            found |= own_code(value)
+    return found
 
 
 def stage_prints(recipe: Recipe, base: Mapping[str, Any]) -> list[str]:
