@@ -96,7 +96,9 @@ def test_a_change_is_named_and_redone_from_there(
     assert exact(again) == exact(tmp_path / "fresh")
 
 
-def test_another_model_is_named(run: Command, again: Path, recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_another_model_is_named(
+    run: Command, again: Path, recipe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Other weights under the same path are noticed, and everything is redone."""
     file = recipe.parent / "model" / "diffusion_pytorch_model.safetensors"
     before = file.read_bytes()
