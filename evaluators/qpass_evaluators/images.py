@@ -60,6 +60,7 @@ def draw(graph: GraphModule, ctx: PassContext, count: int, title: str) -> Pictur
         count=count,
         sampling=ctx.sampling,
         device=ctx.device,
+        dtype=ctx.dtype,
         progress=ctx.progress,
         title=title,
     )

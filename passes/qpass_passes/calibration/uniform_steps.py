@@ -39,13 +39,12 @@ class UniformSteps(Analysis[Samples]):
         sampling, kept = ctx.sampling, min(self.steps, ctx.sampling.steps)
         wanted = {i * sampling.steps // kept for i in range(kept)}
         rows: dict[int, list[tuple[torch.Tensor, ...]]] = {i: [] for i in sorted(wanted)}
-        dtype = next((p.dtype for p in graph.parameters() if p.is_floating_point()), torch.float32)
         with ctx.progress.task("calibration set", self.samples * sampling.steps) as task, torch.no_grad():
             for start in range(0, self.samples, sampling.batch):
                 indices = range(start, min(start + sampling.batch, self.samples))
                 for moment in trajectory(
                     graph, ctx.model.sampler(), sampling, seed=ctx.seed, stream="calibration",
-                    indices=indices, device=ctx.device, dtype=dtype,
+                    indices=indices, device=ctx.device, dtype=ctx.dtype,
                 ):  # fmt: skip
                     if moment.index in rows:
                         rows[moment.index].append(tuple(part.cpu() for part in moment.inputs))
