@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -105,6 +106,40 @@ def refuse(evaluator: Evaluator, adapter: ModelAdapter) -> None:
             f"evaluator {evaluator.name!r} needs images, but {reason}; remove use = {evaluator.name!r} from "
             "[[evaluators]], or use a model that images can be drawn from"
         )
+
+
+def check_observation(evaluator: Evaluator, seen: object) -> None:
+    """Raise `EvaluationError` where what an evaluator saw could not be kept or shown."""
+    head = f"evaluator {evaluator.name!r}"
+    if not isinstance(seen, Observation):
+        raise EvaluationError(f"{head} must return a qpass.Observation from observe, not a {type(seen).__name__}")
+    for name, value in seen.numbers.items():
+        if not isinstance(value, Real):
+            raise EvaluationError(f"{head}: numbers[{name!r}] must be a number, not a {type(value).__name__}")
+    for name, curve in seen.series.items():
+        if not isinstance(curve, Series):
+            raise EvaluationError(f"{head}: series[{name!r}] must be a Series, not a {type(curve).__name__}")
+        if len(curve.x) != len(curve.y):
+            raise EvaluationError(f"{head}: series[{name!r}] has {len(curve.x)} x and {len(curve.y)} y")
+    for name, batch in seen.images.items():
+        if not isinstance(batch, np.ndarray) or batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3:
+            what = f"{batch.dtype} of {tuple(batch.shape)}" if hasattr(batch, "shape") else type(batch).__name__
+            raise EvaluationError(f"{head}: images[{name!r}] must be uint8 of N x H x W x 3, not {what}")
+
+
+def check_metrics(evaluator: Evaluator, metrics: object) -> Sequence[Metric]:
+    """What `score` returned; an `EvaluationError` where it is no sequence of metrics."""
+    if not isinstance(metrics, Sequence):
+        kind = type(metrics).__name__
+        raise EvaluationError(f"evaluator {evaluator.name!r} must return a sequence of qpass.Metric, not a {kind}")
+    for metric in metrics:
+        if not isinstance(metric, Metric):
+            kind = type(metric).__name__
+            raise EvaluationError(f"evaluator {evaluator.name!r} must return qpass.Metric objects, not a {kind}")
+        if not isinstance(metric.value, Real):
+            kind = type(metric.value).__name__
+            raise EvaluationError(f"evaluator {evaluator.name!r}: {metric.name} must be a number, not a {kind}")
+    return metrics
 
 
 def finite(value: float | torch.Tensor) -> float | None:

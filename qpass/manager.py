@@ -39,11 +39,6 @@ class PassContext:
     scratch: Path = attrs.field(factory=Path)
     memory_budget: int = 4 << 30
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The number format the model takes and gives."""
-        return next((p.dtype for p in self.reference.parameters() if p.is_floating_point()), torch.float32)
-
     def get(self, analysis: Analysis[T], graph: GraphModule) -> T:
         """The analysis of the graph, or of the teacher where it asks for that; computed once."""
         return self.analyses.get(analysis, graph, self)

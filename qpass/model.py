@@ -77,7 +77,6 @@ class ModelAdapter(ABC):
         sampling: Sampling,
         device: torch.device,
         stream: str = "evaluation",
-        dtype: torch.dtype = torch.float32,
         progress: Progress | None = None,
         title: str = "sample",
     ) -> Iterator[Tensor]:
@@ -91,7 +90,7 @@ class ModelAdapter(ABC):
                 x: Tensor | None = None
                 for moment in trajectory(
                     denoise, sampler, sampling,
-                    seed=seed, stream=stream, indices=indices, device=device, dtype=dtype,
+                    seed=seed, stream=stream, indices=indices, device=device,
                 ):  # fmt: skip
                     x = moment.after
                     task.advance(len(indices))

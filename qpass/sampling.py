@@ -51,12 +51,13 @@ class Conditions:
 class Sampler:
     """What a model adapter tells of itself so that images can be drawn from it.
 
-    `shape` is one latent's (C, H, W); `conditions(indices)` are those of the numbered images;
-    `decode` turns latents into uint8 images, N x H x W x 3.
+    `shape` is one latent's (C, H, W). `dtype` is what the denoiser takes; the latents themselves stay in fp32.
+    `conditions(indices)` are those of the numbered images; `decode` turns latents into uint8 images, N x H x W x 3.
     """
 
     shape: tuple[int, ...]
     scheduler_config: Mapping[str, Any]
+    dtype: torch.dtype = torch.float32
     conditions: Callable[[Sequence[int]], Conditions] = lambda indices: Conditions()
     decode: Callable[[Tensor], Tensor] = lambda x: to_uint8(x)
 
@@ -115,7 +116,6 @@ def trajectory(
     stream: str,
     indices: Sequence[int],
     device: torch.device,
-    dtype: torch.dtype = torch.float32,
 ) -> Iterator[Moment]:
     """Sample the numbered images, one moment at each step. The last moment's `after` is the result."""
     scheduler = make_scheduler(sampling, sampler.scheduler_config)
@@ -130,7 +130,7 @@ def trajectory(
     steps = plain_plan(sampling, sampler.scheduler_config).steps
     for index, (t, step) in enumerate(zip(scheduler.timesteps, steps, strict=True)):
         before = x
-        inputs = (x.to(dtype), *(c.to(device) for c in conditions.given))
+        inputs = (x.to(sampler.dtype), *(c.to(device) for c in conditions.given))
         if guided and conditions.empty is not None:
             inputs = tuple(
                 torch.cat([a, b.to(device)]) for a, b in zip(inputs, (inputs[0], *conditions.empty), strict=True)

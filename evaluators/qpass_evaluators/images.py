@@ -60,7 +60,6 @@ def draw(graph: GraphModule, ctx: PassContext, count: int, title: str) -> Pictur
         count=count,
         sampling=ctx.sampling,
         device=ctx.device,
-        dtype=ctx.dtype,
         progress=ctx.progress,
         title=title,
     )

@@ -107,7 +107,6 @@ class Latency(Evaluator):
             yield from trajectory(
                 graph, ctx.model.sampler(), ctx.sampling,
                 seed=ctx.seed, stream="evaluation", indices=range(self.batch), device=ctx.device,
-                dtype=ctx.dtype,
             )  # fmt: skip
 
     def _protocol(self, ctx: PassContext) -> dict[str, Any]:

@@ -73,7 +73,6 @@ def measure(graph: GraphModule, ctx: PassContext, rows: int) -> NoiseTable:
             for moment in trajectory(
                 denoise, sampler, ctx.sampling,
                 seed=ctx.seed, stream="evaluation", indices=indices, device=ctx.device,
-                dtype=ctx.dtype,
             ):  # fmt: skip
                 times[moment.index], sums.step = moment.step.t, moment.index
                 sums.compare(OUTPUT, student.run(*moment.inputs)[:, : sampler.shape[0]])

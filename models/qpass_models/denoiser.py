@@ -106,6 +106,7 @@ class Denoiser(ModelAdapter):
         return Sampler(
             shape=(self.architecture["in_channels"], height, width),
             scheduler_config=dict(self.schedule() or {}),
+            dtype=self.dtype_,
             conditions=functools.partial(_classes, self._signature.inputs, self.architecture),
             decode=self.decoder() or to_uint8,
         )

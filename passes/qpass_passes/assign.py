@@ -80,11 +80,13 @@ class Assign(Pass):
     )
     keep: tuple[str, ...] = attrs.field(
         default=(),
-        validator=v.deep_iterable(v.instance_of(str)),
+        validator=v.deep_iterable(v.instance_of(str), v.instance_of(tuple)),
         metadata={"help": "globs of nodes left in floating point"},
     )
     rules: tuple[Rule, ...] = attrs.field(
-        default=(), metadata={"help": "exceptions, each {match, weight, input}; the last that matches holds"}
+        default=(),
+        validator=v.deep_iterable(v.instance_of(Rule), v.instance_of(tuple)),
+        metadata={"help": "exceptions, each {match, weight, input}; the last that matches holds"},
     )
 
     def requires(self, graph: GraphModule, ctx: PassContext) -> None:

@@ -145,7 +145,7 @@ def fake_quantize_codebook(
 
 def encode_codebook(x: Tensor, scale: Tensor, thresholds: Tensor) -> Tensor:
     """Indices into the table; scale broadcasts against x."""
-    return torch.bucketize(x.float() * scale.reciprocal(), thresholds)
+    return torch.bucketize((x.float() * scale.reciprocal()).contiguous(), thresholds)
 
 
 def affine_from_range(low: Tensor, high: Tensor, bits: int | Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qpass.errors import did_you_mean
+from qpass.recipe.structure import shown
 
 Path = tuple[str, ...]
 LISTS = ("passes", "evaluators")
@@ -21,7 +22,7 @@ def parse_assignment(text: str) -> tuple[Path, Any]:
     """
     key, equals, raw = text.partition("=")
     if not equals or not all(part.strip() for part in key.split(".")):
-        raise ValueError(f"--set {text!r}: write KEY=VALUE, as in --set sampling.steps=50")
+        raise ValueError(f"--set {shown(text)}: write KEY=VALUE, as in --set sampling.steps=50")
     try:
         found = tomllib.loads(f"value = {raw.strip()}")
     except (ValueError, RecursionError):  # tomllib refuses numbers of thousands of digits with a bare ValueError

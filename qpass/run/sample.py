@@ -48,7 +48,6 @@ def sample(
         count=count,
         sampling=sampling,
         device=where,
-        dtype=model.dtype,
         progress=progress,
     )
     return np.concatenate([batch.numpy() for batch in batches])

@@ -17,7 +17,7 @@ import qpass.graph as graph
 sys.path.insert(0, str(Path(__file__).parents[1] / "graph"))
 import tiny
 
-NAMES = (*tiny.NAMES,)  # add "timm-dit" here once `tiny.make` knows it
+NAMES = tiny.NAMES
 COLUMNS = (
     "class", "parameters", "nodes", "trace s",
     "fused: max diff at batch 1/2/5", "fused: max (relative) diff at batch 70",

@@ -15,6 +15,7 @@ from qpass.errors import RecipeError
 from qpass.plugins import Catalog
 from qpass.recipe import SECTIONS, from_data, shipped
 from qpass.recipe.override import parse_assignment
+from qpass.recipe.structure import shown
 
 SHIPPED = [tomllib.loads(path.read_text(encoding="utf-8")) for path in shipped().values()]
 WORDS = (
@@ -196,4 +197,4 @@ def test_assignments(text: str) -> None:
         said = ""
         assert path
         assert all(path)
-    assert not said or said.startswith(f"--set {text!r}: write KEY=VALUE")
+    assert not said or said.startswith(f"--set {shown(text)}: write KEY=VALUE")

@@ -44,7 +44,7 @@ class UniformSteps(Analysis[Samples]):
                 indices = range(start, min(start + sampling.batch, self.samples))
                 for moment in trajectory(
                     graph, ctx.model.sampler(), sampling, seed=ctx.seed, stream="calibration",
-                    indices=indices, device=ctx.device, dtype=ctx.dtype,
+                    indices=indices, device=ctx.device,
                 ):  # fmt: skip
                     if moment.index in rows:
                         rows[moment.index].append(tuple(part.cpu() for part in moment.inputs))
