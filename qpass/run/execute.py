@@ -15,7 +15,8 @@ from torch.fx import GraphModule
 
 from qpass.analysis import Analyses
 from qpass.artifact.folder import GRAPH, Artifact, load_artifact, save
-from qpass.errors import DeviceError, QpassError, RecipeError
+from qpass.device import select_device
+from qpass.errors import QpassError, RecipeError
 from qpass.evaluator import Evaluator, Metric, Observation, Subject, refuse
 from qpass.files import write_file
 from qpass.graph import trace
@@ -64,23 +65,6 @@ def run(
         seen = observe(recipe, ctx, folder, digest(base))
         ctx.progress.say("report")
         return _report(recipe, where, folder, done, seen, time.monotonic() - started)
-
-
-def select_device(name: str) -> torch.device:
-    """The device of that name; a `DeviceError` where this machine has none."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DeviceError(f"device {name!r} is not a name torch knows; write cpu, cuda or cuda:0") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(f"device {name!r}: this machine has no CUDA device that torch can use; try --device cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(
-            f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0 on"
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise DeviceError(f"device {name!r}: qpass runs on cpu and cuda")
-    return device
 
 
 def check(recipe: Recipe, catalog: Catalog) -> None:
