@@ -6,8 +6,8 @@ import hashlib
 import json
 import platform
 import sys
+import uuid
 from collections.abc import Mapping
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-@cache
 def source_hash(package: str) -> str:
     """A hash of the Python sources of a package or module: the code version of whoever edits code."""
     module = sys.modules[package]
@@ -61,8 +60,12 @@ def ground(recipe: Recipe, device: str) -> dict[str, Any]:
 
 def own_code(plugin: object) -> dict[str, str]:
     """The code version of the package a plugin comes from."""
-    package = type(plugin).__module__.partition(".")[0]
-    return {package: source_hash(package)}
+    path = type(plugin).__module__.split(".")
+    names = [".".join(path[:depth]) for depth in range(1, len(path) + 1)]
+    # a namespace package has no file of its own, but what lies in it has
+    named = next((name for name in names if getattr(sys.modules.get(name), "__file__", None)), None)
+    # what was typed into a notebook cannot be read again, so nothing made with it is taken for up to date
+    return {named: source_hash(named)} if named else {names[0]: uuid.uuid4().hex}
 
 
 def stage_prints(recipe: Recipe, base: Mapping[str, Any]) -> list[str]:
