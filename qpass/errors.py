@@ -67,4 +67,5 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if near:
         return "did you mean " + " or ".join(repr(n) for n in near) + "?"
-    return "known: " + (", ".join(names) or "none")
+    rest = f" and {len(names) - 24} more" if len(names) > 24 else ""
+    return "known: " + (", ".join(names[:24]) or "none") + rest

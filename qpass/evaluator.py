@@ -112,13 +112,13 @@ def check_observation(evaluator: Evaluator, seen: object) -> None:
     """Raise `EvaluationError` where what an evaluator saw could not be kept or shown."""
     head = f"evaluator {evaluator.name!r}"
     if not isinstance(seen, Observation):
-        raise EvaluationError(f"{head} must return a qpass.Observation from observe, not a {type(seen).__name__}")
+        raise EvaluationError(f"{head} must return a qpass.Observation from observe, not {type(seen).__name__}")
     for name, value in seen.numbers.items():
         if not isinstance(value, Real):
-            raise EvaluationError(f"{head}: numbers[{name!r}] must be a number, not a {type(value).__name__}")
+            raise EvaluationError(f"{head}: numbers[{name!r}] must be a number, not {type(value).__name__}")
     for name, curve in seen.series.items():
         if not isinstance(curve, Series):
-            raise EvaluationError(f"{head}: series[{name!r}] must be a Series, not a {type(curve).__name__}")
+            raise EvaluationError(f"{head}: series[{name!r}] must be a Series, not {type(curve).__name__}")
         if len(curve.x) != len(curve.y):
             raise EvaluationError(f"{head}: series[{name!r}] has {len(curve.x)} x and {len(curve.y)} y")
     for name, batch in seen.images.items():
@@ -131,14 +131,14 @@ def check_metrics(evaluator: Evaluator, metrics: object) -> Sequence[Metric]:
     """What `score` returned; an `EvaluationError` where it is no sequence of metrics."""
     if not isinstance(metrics, Sequence):
         kind = type(metrics).__name__
-        raise EvaluationError(f"evaluator {evaluator.name!r} must return a sequence of qpass.Metric, not a {kind}")
+        raise EvaluationError(f"evaluator {evaluator.name!r} must return a sequence of qpass.Metric, not {kind}")
     for metric in metrics:
         if not isinstance(metric, Metric):
             kind = type(metric).__name__
-            raise EvaluationError(f"evaluator {evaluator.name!r} must return qpass.Metric objects, not a {kind}")
+            raise EvaluationError(f"evaluator {evaluator.name!r} must return qpass.Metric objects, not {kind}")
         if not isinstance(metric.value, Real):
             kind = type(metric.value).__name__
-            raise EvaluationError(f"evaluator {evaluator.name!r}: {metric.name} must be a number, not a {kind}")
+            raise EvaluationError(f"evaluator {evaluator.name!r}: {metric.name} must be a number, not {kind}")
     return metrics
 
 

@@ -142,7 +142,11 @@ class PassManager:
                 break
         for index in range(first, len(self.passes)):
             run = self._step(index, run, ctx)
-            self.stages.save(index, run)
+            try:
+                self.stages.save(index, run)
+            except Exception as error:
+                error.add_note(f"keeping what pass {self.passes[index].name!r} (number {index + 1}) made")
+                raise
         return run
 
     def _step(self, index: int, run: Run, ctx: PassContext) -> Run:
@@ -180,10 +184,15 @@ class PassManager:
 
 def _check_result(step: Pass, result: Any) -> None:
     """A pass returns a PassResult whose graph is well formed; anything else is the pass's mistake."""
-    if not isinstance(result, PassResult) or not isinstance(result.graph, GraphModule):
-        raise QpassError(f"pass {step.name!r} must return a qpass.PassResult holding a graph, not {result!r}")
+    if not isinstance(result, PassResult):
+        raise QpassError(f"pass {step.name!r} must return a qpass.PassResult, not {type(result).__name__}")
+    if not isinstance(result.graph, GraphModule):
+        kind = type(result.graph).__name__
+        raise QpassError(f"pass {step.name!r} must return a PassResult whose graph is a GraphModule, not {kind}")
     try:
         result.graph.graph.lint()
         result.graph.recompile()
     except Exception as error:
-        raise PreconditionError(f"pass {step.name!r} left a malformed graph: {error}") from error
+        raise PreconditionError(
+            f"pass {step.name!r} left a malformed graph: {str(error).splitlines()[0]}"
+        ) from error

@@ -93,7 +93,11 @@ def make_scheduler(sampling: Sampling, config: Mapping[str, Any]) -> Any:
     """The diffusers scheduler, on its timesteps."""
     import diffusers
 
-    scheduler = getattr(diffusers, SCHEDULERS[sampling.scheduler]).from_config(dict(config))
+    try:
+        scheduler = getattr(diffusers, SCHEDULERS[sampling.scheduler]).from_config(dict(config))
+    except Exception as error:  # diffusers raises whatever a wrong value happens to lead to
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"the model's noise schedule cannot be built: {reason}") from error
     known = scheduler.config.num_train_timesteps
     if sampling.steps > known:
         raise RecipeError(f"sampling.steps: at most the model's {known} timesteps, not {sampling.steps}")

@@ -15,7 +15,7 @@ from qpass.errors import ModelError
 from qpass.model import ModelAdapter
 from qpass.sampling import Conditions, Sampler, to_uint8
 from qpass_models import signatures
-from qpass_models.examples import example
+from qpass_models.examples import example, image_size
 
 
 class Denoiser(ModelAdapter):
@@ -55,8 +55,14 @@ class Denoiser(ModelAdapter):
 
     def skeleton(self) -> nn.Module:
         """The module on the meta device."""
-        with torch.device("meta"):
-            module: nn.Module = diffusers_class(self.class_name).from_config(dict(self.architecture))
+        try:
+            with torch.device("meta"):
+                module: nn.Module = diffusers_class(self.class_name).from_config(dict(self.architecture))
+        except ModelError:
+            raise
+        except Exception as error:  # diffusers raises whatever a wrong value happens to lead to
+            reason = " ".join(str(error).split())
+            raise ModelError(f"its configuration makes no {self.class_name}: {reason}") from error
         return cast(module, self.dtype_).eval()
 
     def call(self, module: nn.Module, *inputs: Tensor) -> Tensor:
@@ -95,16 +101,16 @@ class Denoiser(ModelAdapter):
             )
         if self.decoder() is None and self.architecture.get("out_channels", 3) not in (3, 6):
             return "its outputs are latents and no autoencoder lies beside it; give the whole pipeline"
+        if image_size(self.architecture) is None:
+            return "its configuration gives no sample_size, the height and width of what it draws"
         return None
 
     def sampler(self) -> Sampler:
         """Shape, schedule, classes and decoder."""
         if reason := self.cannot_sample():
             raise ModelError(reason)
-        size = self.architecture["sample_size"]
-        height, width = size if isinstance(size, list | tuple) else (size, size)
         return Sampler(
-            shape=(self.architecture["in_channels"], height, width),
+            shape=(self.architecture["in_channels"], *(image_size(self.architecture) or ())),
             scheduler_config=dict(self.schedule() or {}),
             dtype=self.dtype_,
             conditions=functools.partial(_classes, self._signature.inputs, self.architecture),

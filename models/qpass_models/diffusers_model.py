@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -59,7 +60,8 @@ class DiffusersModel(Denoiser):
 
     @property
     def architecture(self) -> Mapping[str, Any]:
-        return self.folder().config
+        folder = self.folder()
+        return {**_defaults(folder.class_name), **folder.config}
 
     @property
     def optional_inputs(self) -> tuple[str, ...]:
@@ -88,6 +90,12 @@ class DiffusersModel(Denoiser):
         return FolderDecoder(autoencoder) if autoencoder else None
 
 
+def _defaults(name: str) -> dict[str, Any]:
+    """What diffusers takes for options that a folder's configuration leaves out, as older ones do."""
+    options = inspect.signature(diffusers_class(name).__init__).parameters.values()
+    return {option.name: option.default for option in options if option.default is not option.empty}
+
+
 class FolderDecoder:
     """An autoencoder in a folder, loaded when first needed."""
 
@@ -105,17 +113,21 @@ class FolderDecoder:
 
 def _load(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """A diffusers module from its folder; unlike diffusers itself, a missing weight is an error."""
+    from diffusers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # what it says is said below, in one sentence
     try:
         module, told = cls.from_pretrained(
             folder, output_loading_info=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=dtype
         )
-    except (
-        Exception
-    ) as error:  # diffusers and safetensors raise OSError, ValueError, SafetensorError, RuntimeError
+    except Exception as error:  # diffusers raises OSError, ValueError, SafetensorError, RuntimeError
         first = " ".join(str(error).split())[:300]
         raise ModelError(
             f"the weights in {str(folder)!r} cannot be loaded: {first}; fetch the folder again, it may be cut short"
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
     if missing := told["missing_keys"]:
         raise ModelError(
             f"the weights in {str(folder)!r} lack {len(missing)} tensors that its config.json asks for, "

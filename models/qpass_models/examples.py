@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from qpass.errors import ModelError
+
 if TYPE_CHECKING:
     import torch
 
@@ -33,8 +35,7 @@ def example(
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    size = size or config.get("sample_size") or 32
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = image_size({"sample_size": size or config.get("sample_size")}) or (32, 32)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype or torch.float32)
@@ -89,6 +90,21 @@ def _timesteps(class_name: str, between: Callable[[int, int], torch.Tensor]) -> 
     if class_name == "FluxTransformer2DModel":
         return steps.float() / 1000
     return steps.float() + 0.25 if class_name == "SD3Transformer2DModel" else steps
+
+
+def image_size(config: Config) -> tuple[int, int] | None:
+    """Height and width of x, where a configuration gives them.
+
+    >>> image_size({"sample_size": 32}), image_size({"sample_size": [8, 16]}), image_size({})
+    ((32, 32), (8, 16), None)
+    """
+    size = config.get("sample_size")
+    if size is None:
+        return None
+    pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ModelError(f"its configuration's sample_size must be one or two whole numbers, not {size!r}")
+    return pair
 
 
 def _labels(config: Config) -> int:

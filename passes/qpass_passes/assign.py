@@ -95,11 +95,11 @@ class Assign(Pass):
         names += _attention_names(graph)
         if not names:
             raise PreconditionError("assign: the graph holds no linear, convolution or attention to quantize")
-        for glob in (*self.keep, *(rule.match for rule in self.rules)):
-            if not any(fnmatchcase(name, glob) for name in names):
-                raise PreconditionError(
-                    f"assign: the glob {glob!r} matches no node, {did_you_mean(glob, names[:400])}"
-                )
+        globs = dict.fromkeys((*self.keep, *(rule.match for rule in self.rules)))
+        lost = [glob for glob in globs if not any(fnmatchcase(name, glob) for name in names)]
+        if lost:
+            told = "; ".join(f"the glob {glob!r} matches no node, {did_you_mean(glob, names)}" for glob in lost)
+            raise PreconditionError(f"assign: {told}")
 
     def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
         """Split attention where its inside is quantized, and write the specs."""

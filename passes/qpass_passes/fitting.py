@@ -36,7 +36,10 @@ def fit_inputs(graph: GraphModule, quantizer: Quantizer, rows: int, ctx: PassCon
     missing = [s for s in slots(graph) if s.index >= 0 and not s.spec.dynamic and read_params(graph, s) is None]
     if not missing:
         return 0
-    samples = choose_rows(ctx.get(ctx.calibration, graph), rows, ctx.seed)
+    calibration = ctx.get(ctx.calibration, graph)
+    # on every timestep that was seen, not only those among the chosen rows; and asked before anything is recorded
+    edges_of = {slot.spec: edges_for(slot.spec, calibration.t) for slot in missing}
+    samples = choose_rows(calibration, rows, ctx.seed)
     # equal specs on one tensor are fitted once: q, k and v share their input
     same: dict[tuple[Node, str, str], list[Slot]] = {}
     for slot in missing:
@@ -51,7 +54,7 @@ def fit_inputs(graph: GraphModule, quantizer: Quantizer, rows: int, ctx: PassCon
                 if source not in values:
                     continue
                 slot = alike[0]
-                edges = edges_for(slot.spec, samples.t)
+                edges = edges_of[slot.spec]
                 pairs = list(_grouped(values[source], samples.t, edges, slot))
                 params = _fit(quantizer, slot, pairs)
                 if edges is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from torch.fx import GraphModule
 from qpass.analysis import Analyses
 from qpass.artifact.folder import GRAPH, Artifact, load_artifact, save
 from qpass.device import select_device
-from qpass.errors import QpassError, RecipeError
-from qpass.evaluator import Evaluator, Metric, Observation, Subject, refuse
+from qpass.errors import ModelError, QpassError, RecipeError
+from qpass.evaluator import Evaluator, Metric, Observation, Subject, check_metrics, check_observation, refuse
 from qpass.files import write_file
 from qpass.graph import trace
 from qpass.manager import PassContext, PassManager, Run
@@ -27,8 +28,10 @@ from qpass.progress import Progress, peak_memory_mb
 from qpass.recipe import Recipe, bytes_of
 from qpass.recipe.structure import to_data
 from qpass.report import render, report, to_json
+from qpass.report.data import plain
 from qpass.run.fingerprint import digest, facts, ground, own_code, stage_prints, versions
 from qpass.run.folder import KeptStages, RunFolder
+from qpass.sampling import make_scheduler
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -75,17 +78,24 @@ def check(recipe: Recipe, catalog: Catalog) -> None:
     ctx = PassContext(
         model=adapter, reference=graph, sampling=recipe.sampling, calibration=recipe.calibration, catalog=catalog
     )
+    questions: list[tuple[str, Callable[[], Any]]] = [
+        (f"pass {step.name!r}", partial(step.requires, graph, ctx)) for step in recipe.passes
+    ]
+    questions += [(f"evaluator {e.name!r}", partial(refuse, e, adapter)) for e in recipe.evaluators]
+    if adapter.cannot_sample() is None:
+        schedule = adapter.sampler().scheduler_config
+        questions.append(("sampling", partial(make_scheduler, recipe.sampling, schedule)))
     problems: list[str] = []
-    for step in recipe.passes:
+    for asked, question in questions:
         try:
-            step.requires(graph, ctx)
+            question()
+        except RecipeError as error:
+            problems += error.problems
         except QpassError as error:
             problems.append(str(error))
-    for evaluator in recipe.evaluators:
-        try:
-            refuse(evaluator, adapter)
-        except QpassError as error:
-            problems.append(str(error))
+        except Exception as error:
+            error.add_note(f"in {asked}, asked about the model before its weights are read")
+            raise
     if problems:
         raise RecipeError(problems, f"recipe {recipe.name!r} on {adapter.name!r}")
 
@@ -116,7 +126,14 @@ def context(
 
 def traced(adapter: ModelAdapter) -> GraphModule:
     """The adapter's model as a graph."""
-    return trace(adapter.load(), adapter.example(), call=adapter.call, dynamic=adapter.dynamic())
+    module = adapter.load()
+    for name, parameter in module.named_parameters():
+        if not parameter.isfinite().all():
+            raise ModelError(
+                f"the weights of {adapter.name!r} hold NaN or infinities, first in {name!r}; quantization would "
+                "spread them, so mend the checkpoint or fetch it again"
+            )
+    return trace(module, adapter.example(), call=adapter.call, dynamic=adapter.dynamic())
 
 
 def quantize(recipe: Recipe, ctx: PassContext, folder: RunFolder, base: Mapping[str, Any]) -> Run:
@@ -171,12 +188,19 @@ def _observe(evaluator: Evaluator, subject: Subject, ctx: PassContext) -> Observ
     try:
         with torch.no_grad():
             seen = evaluator.observe(subject, ctx)
+        check_observation(evaluator, seen)
     except Exception as error:
         error.add_note(f"in evaluator {evaluator.name!r}, looking at the {subject.role} model")
         raise
-    if not isinstance(seen, Observation):
-        raise QpassError(f"evaluator {evaluator.name!r} must return a qpass.Observation, not {seen!r}")
     return seen
+
+
+def _score(evaluator: Evaluator, seen: Mapping[str, Observation]) -> Sequence[Metric]:
+    try:
+        return check_metrics(evaluator, evaluator.score(seen["quantized"], seen["original"]))
+    except Exception as error:
+        error.add_note(f"in evaluator {evaluator.name!r}, scoring what it saw")
+        raise
 
 
 def _report(
@@ -186,8 +210,7 @@ def _report(
     exact: list[tuple[str, Metric]] = []
     varying: list[tuple[str, Metric]] = []
     for evaluator in recipe.evaluators:
-        both = seen[evaluator.name]
-        for metric in evaluator.score(both["quantized"], both["original"]):
+        for metric in _score(evaluator, seen[evaluator.name]):
             (exact if evaluator.exact else varying).append((evaluator.name, metric))
     data = report(recipe.data(), recipe.seed, versions(), device.type, done.records, exact)
     if recipe.notes:
@@ -202,7 +225,7 @@ def _report(
         "peak_memory_mb": peak_memory_mb(),
     }
     write_file(folder.path / "report.json", to_json(data))
-    write_file(folder.path / "timings.json", json.dumps(timings, indent=1, default=str))
+    write_file(folder.path / "timings.json", json.dumps(plain(timings), indent=1))
     write_file(folder.path / "report.html", render(data, seen, timings))
     folder.catalog.hook.report_ready(report=data, folder=folder.path)
     return RunResult(folder=folder.path, report=data, timings=timings)

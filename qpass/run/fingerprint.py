@@ -6,9 +6,9 @@ import hashlib
 import json
 import platform
 import sys
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,9 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-@cache
 def source_hash(package: str) -> str:
     """A hash of the Python sources of a package or module: the code version of whoever edits code."""
-    file = getattr(sys.modules.get(package), "__file__", None)
-    if file is None:
-        return "unknown"  # typed at a prompt
-    origin = Path(file)
+    origin = Path(sys.modules[package].__file__ or "")
     files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
     total = hashlib.sha256()
     for file in files:
@@ -91,8 +87,12 @@ def _dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def own_code(plugin: Any) -> dict[str, str]:
     """The code versions of the packages that a plugin, and the plugins among its options, come from."""
-    package = type(plugin).__module__.partition(".")[0]
-    found = {package: source_hash(package)}
+    path = type(plugin).__module__.split(".")
+    names = [".".join(path[:depth]) for depth in range(1, len(path) + 1)]
+    # a namespace package has no file of its own, but what lies in it has
+    named = next((name for name in names if getattr(sys.modules.get(name), "__file__", None)), None)
+    # what was typed into a notebook cannot be read again, so nothing made with it is taken for up to date
+    found = {named: source_hash(named)} if named else {names[0]: uuid.uuid4().hex}
     for field in attrs.fields(type(plugin)):
         value = getattr(plugin, field.name)
         if isinstance(value, Quantizer | Analysis):

@@ -115,7 +115,7 @@ class RunFolder:
             "fingerprint": fingerprint,
             "numbers": {name: _text(value) for name, value in seen.numbers.items()},
             "series": {
-                name: {**attrs.asdict(row), "y": [_text(value) for value in row.y]}
+                name: {**attrs.asdict(row), "x": plain(row.x), "y": [_text(value) for value in row.y]}
                 for name, row in seen.series.items()
             },
             "protocol": plain(seen.protocol),
@@ -180,7 +180,8 @@ def _json(file: Path) -> dict[str, Any] | None:
 
 def _text(value: float) -> float | str:
     """A number as JSON; what JSON has no word for as text."""
-    return value if np.isfinite(value) else repr(float(value))
+    number = float(value)  # numpy's own numbers are none to JSON
+    return number if np.isfinite(number) else repr(number)
 
 
 def _number(value: float | str) -> float:
