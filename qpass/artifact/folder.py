@@ -155,12 +155,21 @@ def _tensors(graph: GraphModule) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if tensor.numel() and first.setdefault(key, name) != name:
             shared[name] = first[key]
     stored = {dotted(k): t.detach().cpu().contiguous() for k, t in state.items() if k not in shared}
+    # checkpoints are often published in fp16: where nothing is lost, half the bytes will do
+    half = sorted(name for name, tensor in stored.items() if tensor.dtype == torch.float16)
+    for name, tensor in stored.items():
+        if tensor.dtype == torch.float32 and torch.equal(tensor.half().float(), tensor):
+            stored[name] = tensor.half()
     buffers = sorted(name for name in state if name not in parameters)
-    return stored, {"packed": packed, "shared": shared, "buffers": buffers}
+    return stored, {"packed": packed, "shared": shared, "buffers": buffers, "half": half}
 
 
 def _rebuild(document: Mapping[str, Any], tensors: dict[str, Tensor], catalog: Catalog) -> GraphModule:
     """The graph module over the stored tensors, its packed weights made into values."""
+    half = set(document["half"])  # what was fp16 to begin with
+    for name, tensor in tensors.items():
+        if tensor.dtype == torch.float16 and name not in half:
+            tensors[name] = tensor.float()
     for name, source in document["shared"].items():
         tensors[name] = tensors[source]
     data, packed, buffers = document["graph"], document["packed"], set(document["buffers"])

@@ -222,3 +222,27 @@ def test_saving_replaces_what_was_there(quantize: Quantize, known: Catalog, tmp_
     save(quantize("unet").artifact, tmp_path / "a", known)
     assert sorted(files(tmp_path / "a")) == ["model.safetensors", "qpass.json"]
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_fp32_that_fits_in_fp16_takes_half_the_bytes(tmp_path: Path, catalog: Catalog) -> None:
+    """Values that fp16 holds exactly are stored in it and come back in fp32; all others stay as they are."""
+    exact, other = torch.tensor([0.5, -2.0, 65504.0]), torch.tensor([0.1, 1e-9, 70000.0])
+    root = torch.nn.Module()
+    for name, tensor in (("exact", exact), ("other", other), ("half", exact.half())):
+        root.register_buffer(name, tensor)
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    for name in ("exact", "other", "half"):
+        x = graph.call_function(torch.ops.aten.add.Tensor, (x, graph.get_attr(name)))
+    graph.output(x)
+    save(Artifact(graph=torch.fx.GraphModule(root, graph)), tmp_path / "a", catalog)
+    stored = load_file(tmp_path / "a" / "model.safetensors")
+    assert {name: t.dtype for name, t in stored.items()} == {
+        "exact": torch.float16,
+        "half": torch.float16,
+        "other": torch.float32,
+    }
+    back = load_artifact(tmp_path / "a", catalog).graph
+    assert torch.equal(back.exact, exact)
+    assert torch.equal(back.other, other)
+    assert back.half.dtype == torch.float16
