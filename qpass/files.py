@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from qpass.errors import StorageError
 
+UNFINISHED = ".tmp-qpass-"  # what every file and folder is called until it is whole
 _WAYS_OUT = {
     errno.ENOSPC: "the disk is full; free some space, then give the same command again: it resumes",
     errno.EDQUOT: "the disk quota is used up; free some space, then give the same command again: it resumes",
@@ -21,6 +24,8 @@ _WAYS_OUT = {
     errno.EPERM: "not permitted; choose another folder with --out",
     errno.ENOTDIR: "a file stands where a folder should be; choose another folder with --out",
     errno.EEXIST: "a file stands where a folder should be; choose another folder with --out",
+    errno.EISDIR: "a file stands where a folder should be, or the other way round; choose another folder with --out",
+    errno.EFBIG: "files may not grow that large here; raise the limit (`ulimit -f`), or choose another folder",
 }
 
 
@@ -30,9 +35,10 @@ def storage(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _WAYS_OUT:
-            raise StorageError(f"cannot write {str(path)!r}: {_WAYS_OUT[error.errno]}") from error
-        raise
+        if error.errno is None:
+            raise
+        other = f"{error.strerror}; choose another folder with --out"
+        raise StorageError(f"cannot write {str(path)!r}: {_WAYS_OUT.get(error.errno, other)}") from error
 
 
 def write_file(path: Path, data: bytes | str) -> None:
@@ -40,7 +46,7 @@ def write_file(path: Path, data: bytes | str) -> None:
     raw = data.encode() if isinstance(data, str) else data
     with storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as out:
                 out.write(raw)
@@ -59,7 +65,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of `path` when the block ends well and is gone when it does not."""
     with storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".tmp-", dir=path.parent))
+        aside = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=path.parent))
         try:
             yield aside
             for file in aside.rglob("*"):
@@ -67,13 +73,25 @@ def new_folder(path: Path) -> Iterator[Path]:
                     with file.open("rb") as opened:
                         os.fsync(opened.fileno())
             os.chmod(aside, 0o755)
-            if path.exists():
-                shutil.rmtree(path)
-            os.replace(aside, path)
+            sync_folder(aside)
+            _replace_folder(aside, path)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
         sync_folder(path.parent)
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """Put a folder in another's place; at no moment is there a half-deleted one."""
+    if not path.exists():
+        os.replace(new, path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=path.parent))
+    try:
+        os.replace(path, old)  # onto an empty folder; refused where `path` is a file
+        os.replace(new, path)
+    finally:
+        shutil.rmtree(old)
 
 
 def sync_folder(path: Path) -> None:
@@ -85,13 +103,20 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def sweep(path: Path) -> None:
-    """Remove what an interrupted run left half-written."""
-    for left in path.rglob(".tmp-*") if path.is_dir() else ():
+def sweep(path: Path, pattern: str = f"{UNFINISHED}*") -> None:
+    """Remove what an interrupted run left half-written in a folder."""
+    for left in list(path.glob(pattern)):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
+
+
+def checksum(document: Mapping[str, Any]) -> str:
+    """The hash of a JSON document, all but the `checksum` that it carries itself."""
+    rest = {key: value for key, value in document.items() if key != "checksum"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 from qpass.artifact.graph_json import dotted, empty_module, graph_from_json, graph_to_json
 from qpass.artifact.pack import pack, unpack
 from qpass.errors import ArtifactError
-from qpass.files import new_folder, sha256, storage
+from qpass.files import UNFINISHED, checksum, new_folder, sha256, storage
 from qpass.plugins import Catalog
 from qpass.quantizer import dequantize
 from qpass.schedule import Step, StepPlan
@@ -55,7 +55,7 @@ def save(artifact: Artifact, folder: Path, catalog: Catalog) -> None:
             **names,
         }
         document = json.loads(_text(document))  # keys are text from here on
-        document["checksum"] = _checksum(document)
+        document["checksum"] = checksum(document)
         (aside / GRAPH).write_text(_text(document), encoding="utf-8")
 
 
@@ -63,24 +63,22 @@ def _text(document: Mapping[str, Any]) -> str:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _checksum(document: Mapping[str, Any]) -> str:
-    """Of everything else in the document."""
-    rest = {key: value for key, value in document.items() if key != "checksum"}
-    return hashlib.sha256(_text(rest).encode()).hexdigest()
-
-
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file, whole or not at all; what the disk refuses is a `StorageError`."""
     with storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".tmp-{path.name}")
+        aside = path.with_name(f"{UNFINISHED}{path.name}")
         try:
             save_file(tensors, aside, metadata={"format": "qpass"})
+            with aside.open("rb") as opened:
+                os.fsync(opened.fileno())
+            aside.replace(path)
         except SafetensorError as error:
             # safetensors hides the system's number in its text
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
-        aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def load_artifact(folder: Path, catalog: Catalog) -> Artifact:
@@ -121,7 +119,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ArtifactError(
             f"{str(graph)!r} has format {version!r}, this qpass reads format {VERSION}; install a newer one"
         )
-    if document.get("checksum") != _checksum(document):
+    if document.get("checksum") != checksum(document):
         raise ArtifactError(f"{str(graph)!r} was changed after it was written; {_CURE}")
     try:
         if sha256(weights) != document.get("weights"):

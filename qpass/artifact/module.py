@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from qpass.artifact.folder import GRAPH, Artifact, load_artifact
+from qpass.device import select_device
 from qpass.errors import ArtifactError, did_you_mean
 from qpass.plugins import Catalog, catalog
 
@@ -119,10 +120,10 @@ def bind(signature: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Any, .
 
 def load(folder: str | Path, device: str | torch.device = "cpu", known: Catalog | None = None) -> LoadedModel:
     """The quantized model in an artifact's folder, or in the folder of the run that made it."""
-    path = Path(folder)
+    path, where = Path(folder), select_device(str(device))
     if not (path / GRAPH).is_file() and (path / "artifact" / GRAPH).is_file():
         path = path / "artifact"
     if not path.is_dir():
         raise ArtifactError(f"no folder {str(folder)!r}; give one that `qpass run` wrote")
     model = LoadedModel(load_artifact(path, known or catalog()))
-    return model.to(device).eval()
+    return model.to(where).eval()

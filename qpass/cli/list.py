@@ -13,6 +13,7 @@ import click
 from qpass.cli import describe, options, page, recipes
 from qpass.errors import RecipeError
 from qpass.plugins import Broken
+from qpass.recipes import FOLDER, shipped
 
 KINDS = ("passes", "models", "evaluators", "quantizers", "analyses", "recipes")
 
@@ -41,7 +42,7 @@ def command(kind: str, plugins: tuple[Path, ...], as_json: bool) -> None:
       items    name, summary and package of each; for recipes also path and description
       broken   plugin and reason of each
     """
-    items, broken = shipped() if kind == "recipes" else installed(kind, plugins)
+    items, broken = on_shelf() if kind == "recipes" else installed(kind, plugins)
     if as_json:
         click.echo(
             json.dumps({"kind": kind, "items": items, "broken": [attrs.asdict(b) for b in broken]}, indent=2)
@@ -69,10 +70,10 @@ def installed(kind: str, plugins: tuple[Path, ...]) -> tuple[list[dict[str, Any]
     return items, catalog.broken
 
 
-def shipped(shelf: Path = recipes.SHELF) -> tuple[list[dict[str, Any]], Sequence[Broken]]:
+def on_shelf(shelf: Path = FOLDER) -> tuple[list[dict[str, Any]], Sequence[Broken]]:
     """Recipes that ship, and those among them that cannot be read."""
     items, broken = [], []
-    for path in sorted(shelf.glob("*.toml")):
+    for path in shipped(shelf).values():
         try:
             recipe = recipes.read(path)
         except RecipeError as error:

@@ -51,7 +51,7 @@ def command(kind: str, name: str, out: Path | None) -> None:
     \b
     Examples:
       qpass new pass fold-scales
-      qpass new evaluator sharpness --out ~/work/sharpness
+      qpass new evaluator sharpness --out ~/plugins/sharpness
 
     \b
     It writes into DIR

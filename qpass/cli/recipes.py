@@ -11,8 +11,7 @@ import click
 
 from qpass.cli.describe import first_sentence
 from qpass.errors import RecipeError
-
-SHELF = Path(__file__).parent.parent / "recipes"
+from qpass.recipes import shipped
 
 
 @attrs.frozen(kw_only=True)
@@ -27,11 +26,6 @@ class RecipeFile:
     @property
     def summary(self) -> str:
         return first_sentence(self.description)
-
-
-def names(shelf: Path = SHELF) -> tuple[str, ...]:
-    """Names of the recipes that ship."""
-    return tuple(sorted(path.stem for path in shelf.glob("*.toml")))
 
 
 def read(path: Path) -> RecipeFile:
@@ -75,5 +69,5 @@ def complete(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[click.shell_completion.CompletionItem]:
     """Names that ship, then files, for completion with the Tab key."""
-    shipped = [click.shell_completion.CompletionItem(name) for name in names() if name.startswith(incomplete)]
-    return [*shipped, click.shell_completion.CompletionItem(incomplete, type="file")]
+    fitting = [click.shell_completion.CompletionItem(name) for name in shipped() if name.startswith(incomplete)]
+    return [*fitting, click.shell_completion.CompletionItem(incomplete, type="file")]

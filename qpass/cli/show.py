@@ -12,6 +12,7 @@ import click
 from qpass.cli import describe, options, page, recipes
 from qpass.errors import QpassError, did_you_mean
 from qpass.plugins import SINGULAR, Catalog
+from qpass.recipes import FOLDER, shipped
 
 # how a recipe's text takes each kind into use
 USE = {
@@ -55,7 +56,7 @@ def command(name: str, plugins: tuple[Path, ...], as_json: bool) -> None:
         click.echo("\n".join(map(render, entries)), nl=False)
 
 
-def find(name: str, plugins: tuple[Path, ...], shelf: Path = recipes.SHELF) -> list[dict[str, Any]]:
+def find(name: str, plugins: tuple[Path, ...], shelf: Path = FOLDER) -> list[dict[str, Any]]:
     """Everything of that name; a `QpassError` with the nearest name where there is nothing."""
     catalog = options.catalog(plugins)
     if recipes.is_path(name):
@@ -66,10 +67,10 @@ def find(name: str, plugins: tuple[Path, ...], shelf: Path = recipes.SHELF) -> l
     ]
     if name in SECTIONS:
         entries.append(section_entry(name))
-    if name in recipes.names(shelf):
-        entries.append(recipe_entry(shelf / f"{name}.toml", catalog))
+    if name in (files := shipped(shelf)):
+        entries.append(recipe_entry(files[name], catalog))
     if not entries:
-        raise QpassError(_nothing(name, catalog, (*SECTIONS, *recipes.names(shelf))))
+        raise QpassError(_nothing(name, catalog, (*SECTIONS, *files)))
     return entries
 
 

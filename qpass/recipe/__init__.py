@@ -21,9 +21,9 @@ from qpass.model import ModelAdapter
 from qpass.plugins import Catalog
 from qpass.recipe.override import LISTS, leaves, override, parse_assignment
 from qpass.recipe.structure import Structure, shown, to_data
+from qpass.recipes import shipped
 from qpass.sampling import Sampling
 
-SHIPPED = Path(__file__).parent.parent / "recipes"
 SECTIONS = ("seed", "memory_budget", "model", "sampling", "calibration", "passes", "evaluators", "presets")
 _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)\s*(KB|MB|GB|TB)")
 
@@ -69,11 +69,6 @@ def bytes_of(size: str) -> int:
     if match is None:
         raise ValueError(f'{shown(size)} is not a size; write it like "500MB" or "4GB"')
     return int(float(match[1]) * 1024 ** (("KB", "MB", "GB", "TB").index(match[2]) + 1))
-
-
-def shipped() -> dict[str, Path]:
-    """The recipes that ship, by name."""
-    return {path.stem: path for path in sorted(SHIPPED.glob("*.toml"))}
 
 
 def read(

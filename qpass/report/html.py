@@ -80,17 +80,22 @@ def render(
         cost=[row for row in measured if row.name in SIZE] + list(rows(timings.get("metrics", ()))),
         seconds={step["index"]: step["seconds"] for step in timings.get("passes", ())},
         total=timings.get("total_seconds"),
-        recipe=tomli_w.dumps(_without_none(recipe)),
+        recipe=tomli_w.dumps(_toml(recipe)),
     )
     return html.strip() + "\n"
 
 
-def _without_none(value: Any) -> Any:
-    """TOML has no word for None."""
+_FIRST = ("use", "seed", "memory_budget", "model", "sampling", "calibration", "passes", "evaluators")
+
+
+def _toml(value: Any) -> Any:
+    """The value as TOML can hold it, in an order that does not depend on where it was read from."""
     if isinstance(value, Mapping):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
+        known = {key: place for place, key in enumerate(_FIRST)}
+        ordered = sorted(value, key=lambda key: (known.get(key, len(_FIRST)), key))
+        return {key: _toml(value[key]) for key in ordered if value[key] is not None}
     if isinstance(value, list | tuple):
-        return [_without_none(item) for item in value if item is not None]
+        return [_toml(item) for item in value if item is not None]
     return value
 
 

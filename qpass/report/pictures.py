@@ -16,18 +16,18 @@ from qpass.evaluator import EvaluationError
 Array = np.ndarray[Any, Any]
 
 MOST_PIXELS = 4 << 20  # of one grid; what does not fit is left out and counted
-_ROOM = (340, 530)  # width and height on the page that a small grid is enlarged to, by whole pixels
+_SMALL = 340  # a grid narrower than this is enlarged on the page, pixel by pixel
 
 
 @attrs.frozen(kw_only=True)
 class Picture:
-    """A grid of images, as a data address. `scale` is how many times it is enlarged; 0 is as the page has room."""
+    """A grid of images, as a data address. A small one is enlarged with its pixels left square."""
 
     label: str
     source: str
     width: int
     height: int
-    scale: int
+    small: bool
 
 
 def shown(images: Array, name: str) -> int:
@@ -44,9 +44,6 @@ def picture(images: Array, label: str) -> Picture:
     """The images as a grid."""
     tiles = grid(images, columns(len(images)))
     height, width = tiles.shape[:2]
-    scale = min(_ROOM[0] // width, _ROOM[1] // height)
-    if scale == 1 and 2 * max(width, height) <= _ROOM[1]:
-        scale = 2
     file = io.BytesIO()
     Image.fromarray(tiles).save(file, format="PNG", optimize=True)
     return Picture(
@@ -54,7 +51,7 @@ def picture(images: Array, label: str) -> Picture:
         source="data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii"),
         width=width,
         height=height,
-        scale=scale,
+        small=width < _SMALL,
     )
 
 

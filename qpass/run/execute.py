@@ -16,7 +16,8 @@ from torch.fx import GraphModule
 
 from qpass.analysis import Analyses
 from qpass.artifact.folder import GRAPH, Artifact, load_artifact, save
-from qpass.errors import DeviceError, ModelError, QpassError, RecipeError
+from qpass.device import select_device
+from qpass.errors import ModelError, QpassError, RecipeError
 from qpass.evaluator import Evaluator, Metric, Observation, Subject, check_metrics, check_observation, refuse
 from qpass.files import write_file
 from qpass.graph import trace
@@ -28,7 +29,7 @@ from qpass.recipe import Recipe, bytes_of
 from qpass.recipe.structure import to_data
 from qpass.report import render, report, to_json
 from qpass.report.data import plain
-from qpass.run.fingerprint import digest, ground, own_code, stage_prints, versions
+from qpass.run.fingerprint import digest, facts, ground, own_code, stage_prints, versions
 from qpass.run.folder import KeptStages, RunFolder
 from qpass.sampling import make_scheduler
 
@@ -59,31 +60,14 @@ def run(
     folder = RunFolder(path=path, catalog=catalog)
     with folder.held():
         base = ground(recipe, where.type)
-        if changed := folder.changed(base):
+        if changed := folder.changed(facts(recipe, base)):
             progress.say(f"changed since the last run in {path}: {', '.join(changed)}; redoing what depends on it")
         write_file(path / "recipe.toml", recipe.toml())
         ctx = context(recipe, catalog, where, progress, folder, digest(base))
         done = quantize(recipe, ctx, folder, base)
-        seen = observe(recipe, ctx, folder, stage_prints(recipe, base))
+        seen = observe(recipe, ctx, folder, digest(base))
         ctx.progress.say("report")
         return _report(recipe, where, folder, done, seen, time.monotonic() - started)
-
-
-def select_device(name: str) -> torch.device:
-    """The device of that name; a `DeviceError` where this machine has none."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DeviceError(f"device {name!r} is not a name torch knows; write cpu, cuda or cuda:0") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(f"device {name!r}: this machine has no CUDA device that torch can use; try --device cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(
-            f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0 on"
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise DeviceError(f"device {name!r}: qpass runs on cpu and cuda")
-    return device
 
 
 def check(recipe: Recipe, catalog: Catalog) -> None:
@@ -177,12 +161,10 @@ def about(recipe: Recipe) -> dict[str, Any]:
 Seen = Mapping[str, Mapping[str, Observation]]
 
 
-def observe(recipe: Recipe, ctx: PassContext, folder: RunFolder, prints: list[str]) -> Seen:
+def observe(recipe: Recipe, ctx: PassContext, folder: RunFolder, base: str) -> Seen:
     """What every evaluator sees of the original, then of the artifact as it loads from disk."""
     quantized = load_artifact(folder.artifact, ctx.catalog).graph.to(ctx.device)
     content = digest((folder.artifact / GRAPH).read_text(encoding="utf-8"))
-    ctx = attrs.evolve(ctx)
-    ctx.analyses.drop_graph(frozenset())
     seen: dict[str, dict[str, Observation]] = {}
     for evaluator in recipe.evaluators:
         ctx.progress.say(f"evaluate {evaluator.name}")
@@ -191,9 +173,10 @@ def observe(recipe: Recipe, ctx: PassContext, folder: RunFolder, prints: list[st
             Subject(role="original", graph=ctx.reference),
             Subject(role="quantized", graph=quantized, folder=folder.artifact),
         ):
-            mark = digest([content, prints, to_data(evaluator), own_code(evaluator)])
+            mark = digest([content, base, to_data(evaluator), own_code(evaluator)])
             kept = folder.read_observation(evaluator.name, subject.role, mark)
             if kept is None:
+                ctx.analyses.drop_graph(frozenset())  # those of the model looked at before
                 kept = _observe(evaluator, subject, ctx)
                 folder.write_observation(evaluator.name, subject.role, mark, kept)
             found[subject.role] = kept

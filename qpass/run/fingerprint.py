@@ -7,16 +7,22 @@ import json
 import platform
 import sys
 import uuid
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import attrs
+
+from qpass.analysis import Analysis
+from qpass.quantizer import Quantizer
 from qpass.recipe import Recipe
 from qpass.recipe.structure import to_data
 from qpass.report.data import plain
 
 LIBRARIES = ("torch", "diffusers", "timm", "numpy", "safetensors")
+_SESSION = uuid.uuid4().hex
 
 
 def digest(value: Any) -> str:
@@ -33,8 +39,7 @@ def versions() -> dict[str, str]:
 
 def source_hash(package: str) -> str:
     """A hash of the Python sources of a package or module: the code version of whoever edits code."""
-    module = sys.modules[package]
-    origin = Path(module.__file__ or "")
+    origin = Path(str(sys.modules[package].__file__))
     files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
     total = hashlib.sha256()
     for file in files:
@@ -43,7 +48,7 @@ def source_hash(package: str) -> str:
 
 
 def ground(recipe: Recipe, device: str) -> dict[str, Any]:
-    """What every stage depends on, by name, so that a change can be named."""
+    """What every stage depends on."""
     code = {"qpass": source_hash("qpass")}
     for part in (recipe.model, recipe.calibration):
         code |= own_code(part)
@@ -58,14 +63,48 @@ def ground(recipe: Recipe, device: str) -> dict[str, Any]:
     }
 
 
-def own_code(plugin: object) -> dict[str, str]:
-    """The code version of the package a plugin comes from."""
-    path = type(plugin).__module__.split(".")
+def facts(recipe: Recipe, base: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a run's folder depends on, under the names `--set` has for it, so that a change can be named."""
+    named: dict[str, Any] = {**base}
+    for kind, plugins in (("passes", recipe.passes), ("evaluators", recipe.evaluators)):
+        seen: Counter[str] = Counter()
+        named[kind] = {"": [plugin.name for plugin in plugins]}
+        for plugin in plugins:
+            seen[plugin.name] += 1
+            label = plugin.name if seen[plugin.name] == 1 else f"{plugin.name}#{seen[plugin.name]}"
+            named[kind][label] = to_data(plugin)
+            named["code"] = {**named["code"], **own_code(plugin)}
+    return dict(_dotted(named))
+
+
+def _dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        name = f"{prefix}.{key}".strip(".")
+        if isinstance(value, Mapping) and value:
+            yield from _dotted(value, name)
+        else:
+            yield name, value
+
+
+def own_code(plugin: Any) -> dict[str, str]:
+    """The code versions of the packages that a plugin, and the plugins among its options, come from."""
+    found = _code(type(plugin))
+    for field in attrs.fields(type(plugin)):
+        value = getattr(plugin, field.name)
+        if isinstance(value, Quantizer | Analysis):
+            found |= own_code(value)
+    return found
+
+
+def _code(cls: type) -> dict[str, str]:
+    """The code version of the outermost package or module with a file; a namespace package has none itself."""
+    path = cls.__module__.split(".")
     names = [".".join(path[:depth]) for depth in range(1, len(path) + 1)]
-    # a namespace package has no file of its own, but what lies in it has
     named = next((name for name in names if getattr(sys.modules.get(name), "__file__", None)), None)
-    # what was typed into a notebook cannot be read again, so nothing made with it is taken for up to date
-    return {named: source_hash(named)} if named else {names[0]: uuid.uuid4().hex}
+    if named is None:
+        # typed at a prompt: nothing made with an earlier version of it may be taken for up to date
+        return {names[0]: f"{_SESSION}-{id(cls)}"}
+    return {named: source_hash(named)}
 
 
 def stage_prints(recipe: Recipe, base: Mapping[str, Any]) -> list[str]:

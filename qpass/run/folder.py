@@ -19,11 +19,11 @@ from qpass.analysis import Analysis, Tensors
 from qpass.artifact.folder import Artifact, load_artifact, save, save_tensors
 from qpass.errors import ArtifactError, QpassError
 from qpass.evaluator import Observation, Series
-from qpass.files import new_folder, storage, sweep, write_file
+from qpass.files import UNFINISHED, checksum, new_folder, sha256, storage, sweep, write_file
 from qpass.manager import Record, Run, Stages
 from qpass.plugins import Catalog
 from qpass.report.data import plain
-from qpass.run.fingerprint import digest
+from qpass.run.fingerprint import digest, own_code
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -52,42 +52,49 @@ class RunFolder:
                     f"another run is at work in {str(self.path)!r}; wait for it, or choose another folder with --out"
                 ) from None
             sweep(self.path)
+            sweep(self.path / "stages", f"**/{UNFINISHED}*")
             yield
 
-    def changed(self, ground: Mapping[str, Any]) -> list[str]:
+    def changed(self, facts: Mapping[str, Any]) -> list[str]:
         """The names of what differs from the last run in this folder; remembers the new state."""
-        file = self.path / "stages" / "ground.json"
+        file = self.path / "stages" / "facts.json"
         before = _json(file) or {}
-        now = plain(ground)
+        now = plain(facts)
         write_file(file, json.dumps(now, sort_keys=True, indent=1))
         return sorted(k for k in now.keys() | before.keys() if before and now.get(k) != before.get(k))
 
     def analysis(self, base: str, question: Analysis[Any]) -> Path:
         """Where the answer to a question about the original model is kept."""
-        return self.path / "stages" / "analyses" / f"{question.name}-{digest([base, repr(question)])}.safetensors"
+        key = [base, repr(question), own_code(question)]
+        return self.path / "stages" / "analyses" / f"{question.name}-{digest(key)}.safetensors"
 
     def read_analysis(self, base: str, question: Analysis[Any]) -> Tensors | None:
-        """The answer, if it is there."""
+        """The answer, if it is there and whole."""
         file = self.analysis(base, question)
         try:
-            return load_file(file) if file.is_file() else None
-        except SafetensorError:
-            return None  # damaged: it is computed again
+            whole = file.with_suffix(".sha256").read_text(encoding="utf-8") == sha256(file)
+            return load_file(file) if whole else None
+        except (OSError, ValueError, SafetensorError):
+            return None  # missing or damaged: it is computed again
 
     def write_analysis(self, base: str, question: Analysis[Any], tensors: Tensors) -> None:
-        """Keep the answer."""
-        save_tensors(dict(tensors), self.analysis(base, question))
+        """Keep the answer, then its hash."""
+        file = self.analysis(base, question)
+        save_tensors(dict(tensors), file)
+        write_file(file.with_suffix(".sha256"), sha256(file))
 
     def _observation(self, evaluator: str, role: str) -> Path:
         return self.path / "stages" / "observations" / f"{evaluator}-{role}"
 
     def read_observation(self, evaluator: str, role: str, fingerprint: str) -> Observation | None:
-        """What an evaluator saw, if it was kept under this fingerprint."""
+        """What an evaluator saw, if it was kept under this fingerprint and is whole."""
         folder = self._observation(evaluator, role)
         kept = _json(folder / "observation.json")
-        if kept is None or kept.get("fingerprint") != fingerprint:
+        if kept is None or kept.get("checksum") != checksum(kept) or kept["fingerprint"] != fingerprint:
             return None
         try:
+            if sha256(folder / "images.safetensors") != kept["images"]:
+                return None
             pictures = load_file(folder / "images.safetensors")
         except (SafetensorError, OSError):
             return None
@@ -116,6 +123,9 @@ class RunFolder:
         with new_folder(self._observation(evaluator, role)) as aside:
             images = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in seen.images.items()}
             save_tensors(images, aside / "images.safetensors")
+            document["images"] = sha256(aside / "images.safetensors")
+            document = json.loads(json.dumps(document))  # keys are text from here on
+            document["checksum"] = checksum(document)
             (aside / "observation.json").write_text(json.dumps(document, sort_keys=True), encoding="utf-8")
 
 

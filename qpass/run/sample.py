@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from qpass.artifact import load
+from qpass.device import select_device
 from qpass.errors import ArtifactError, ModelError, RecipeError
 from qpass.plugins import Catalog
 from qpass.progress import Progress
 from qpass.recipe import from_data
-from qpass.run.execute import select_device
 
 
 @torch.no_grad()

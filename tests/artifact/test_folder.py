@@ -40,7 +40,6 @@ CASES = [
     ("dit", "float", "int8 tensor", "float32"),
     ("unet", "int8 channel", "int8 tensor time:2", "bfloat16"),
     ("dit", "int4 group:16", "int8 tensor", "bfloat16"),
-    ("ldm", "nf4 channel", "int8 token dynamic", "bfloat16"),
 ]
 
 

@@ -94,7 +94,7 @@ def test_calls_with_no_place(call: tuple[Any, tuple[Any, ...], dict[str, Any]], 
     ],
 )
 def test_specs(spec: NodeSpec) -> None:
-    """Every kind of spec comes back equal, with bits for each channel as a tuple, and keeps it through a second time."""
+    """Every kind of spec comes back equal, bits for each channel as a tuple, and again a second time."""
     graph = calling((aten.silu.default, (), {}))
     node = next(n for n in graph.graph.nodes if n.op == "call_function")
     node.meta |= {"qpass": spec, "origin": "a.b/silu[0]", "stack": (("", "Net"), ("a.b", "Act"))}

@@ -16,8 +16,7 @@ from safetensors.torch import load_file
 
 RECIPES = ("w8a8", "w6a6", "w4a8", "w4a4")
 COLUMNS = (
-    "model", "recipe", "output SQNR (dB)", "PSNR (dB)", "SSIM", "packed ratio", "GBOPs", "seconds",
-    "fresh process bit-equal",
+    "model", "recipe", "output SQNR (dB)", "PSNR (dB)", "SSIM", "packed ratio", "GBOPs", "fresh process bit-equal",
 )  # fmt: skip
 MODELS = ("cifar10-unet", "cifar10-dit")
 FRESH = """
@@ -36,14 +35,12 @@ def row(recipe: str, model: str, root: Path) -> str:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     metrics = json.loads((folder / "report.json").read_text())["metrics"]
     value = {m["name"]: m["value"] for m in metrics if m["subject"] != "original"}
-    timings = json.loads((folder / "timings.json").read_text())
     seen = load_file(folder / "stages" / "observations" / "drift-quantized" / "images.safetensors")["samples"]
     here = hashlib.sha256(seen.numpy().tobytes()).hexdigest()
     fresh = subprocess.run([sys.executable, "-c", FRESH, str(folder)], check=True, capture_output=True, text=True)
     equal = "yes" if fresh.stdout.strip() == here else "NO"
     figures = f"{value['sqnr']:.1f} | {value['psnr']:.1f} | {value['ssim']:.3f} | {value['packed_ratio']:.4f}"
-    bits = f"{value['bops'] / 1e9:.1f} | {timings['total_seconds']:.0f}"
-    return f"| {model} | {recipe} | {figures} | {bits} | {equal} |"
+    return f"| {model} | {recipe} | {figures} | {value['bops'] / 1e9:.1f} | {equal} |"
 
 
 def main() -> None:

@@ -18,10 +18,10 @@ from qpass.errors import RecipeError
 def fail(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `qpass list recipes` raise."""
 
-    def shipped() -> None:
+    def on_shelf() -> None:
         raise error
 
-    monkeypatch.setattr(listing, "shipped", shipped)
+    monkeypatch.setattr(listing, "on_shelf", on_shelf)
 
 
 def test_an_unknown_command_gives_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qpass.cli import main
-from qpass.cli.list import shipped
+from qpass.cli.list import on_shelf
 
 
 def test_a_plugin_file_is_listed(plugin: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,7 +53,7 @@ def test_broken_plugins_are_listed_with_their_reasons(
 
 def test_a_recipe_is_described_by_its_opening_comment(shelf: Path) -> None:
     """The comment's first sentence is the summary; without one there is none; what is not TOML is broken."""
-    items, broken = shipped(shelf)
+    items, broken = on_shelf(shelf)
     assert [(item["name"], item["summary"], item["description"]) for item in items] == [
         ("bare", "", ""),
         ("gentle", "Eight bits everywhere.", "Eight bits everywhere. It loses little."),

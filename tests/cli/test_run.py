@@ -107,6 +107,5 @@ def test_a_device_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_unknown_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     """The reader's own error is what is printed."""
-    pytest.importorskip("qpass.run")
     assert main(["run", "no-such-recipe"]) == 2
     assert "unknown recipe 'no-such-recipe'" in capsys.readouterr().err

@@ -1,0 +1,24 @@
+"""Where tensors live: a device by name, if this machine has it."""
+
+from __future__ import annotations
+
+import torch
+
+from qpass.errors import DeviceError
+
+
+def select_device(name: str) -> torch.device:
+    """The device of that name; a `DeviceError` where this machine has none."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"device {name!r} is not a name torch knows; write cpu, cuda or cuda:0") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"device {name!r}: this machine has no CUDA device that torch can use; try --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0 on"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device {name!r}: qpass runs on cpu and cuda")
+    return device
