@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from qpass.hookspecs import hookimpl
-from qpass.model import ModelAdapter
+
+if TYPE_CHECKING:
+    from qpass.model import ModelAdapter
 
 
 @hookimpl

@@ -22,6 +22,7 @@ from qpass.recipe.structure import to_data
 from qpass.report.data import plain
 
 LIBRARIES = ("torch", "diffusers", "timm", "numpy", "safetensors")
+_SESSION = uuid.uuid4().hex
 
 
 def digest(value: Any) -> str:
@@ -38,7 +39,7 @@ def versions() -> dict[str, str]:
 
 def source_hash(package: str) -> str:
     """A hash of the Python sources of a package or module: the code version of whoever edits code."""
-    origin = Path(sys.modules[package].__file__ or "")
+    origin = Path(str(sys.modules[package].__file__))
     files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
     total = hashlib.sha256()
     for file in files:
@@ -87,17 +88,23 @@ def _dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def own_code(plugin: Any) -> dict[str, str]:
     """The code versions of the packages that a plugin, and the plugins among its options, come from."""
-    path = type(plugin).__module__.split(".")
-    names = [".".join(path[:depth]) for depth in range(1, len(path) + 1)]
-    # a namespace package has no file of its own, but what lies in it has
-    named = next((name for name in names if getattr(sys.modules.get(name), "__file__", None)), None)
-    # what was typed into a notebook cannot be read again, so nothing made with it is taken for up to date
-    found = {named: source_hash(named)} if named else {names[0]: uuid.uuid4().hex}
+    found = _code(type(plugin))
     for field in attrs.fields(type(plugin)):
         value = getattr(plugin, field.name)
         if isinstance(value, Quantizer | Analysis):
             found |= own_code(value)
     return found
+
+
+def _code(cls: type) -> dict[str, str]:
+    """The code version of the outermost package or module with a file; a namespace package has none itself."""
+    path = cls.__module__.split(".")
+    names = [".".join(path[:depth]) for depth in range(1, len(path) + 1)]
+    named = next((name for name in names if getattr(sys.modules.get(name), "__file__", None)), None)
+    if named is None:
+        # typed at a prompt: nothing made with an earlier version of it may be taken for up to date
+        return {names[0]: f"{_SESSION}-{id(cls)}"}
+    return {named: source_hash(named)}
 
 
 def stage_prints(recipe: Recipe, base: Mapping[str, Any]) -> list[str]:

@@ -228,21 +228,21 @@ def test_fp32_that_fits_in_fp16_takes_half_the_bytes(tmp_path: Path, catalog: Ca
     """Values that fp16 holds exactly are stored in it and come back in fp32; all others stay as they are."""
     exact, other = torch.tensor([0.5, -2.0, 65504.0]), torch.tensor([0.1, 1e-9, 70000.0])
     root = torch.nn.Module()
-    for name, tensor in (("exact", exact), ("other", other), ("half", exact.half())):
+    for name, tensor in (("exact", exact), ("other", other), ("true_half", exact.half())):
         root.register_buffer(name, tensor)
     graph = torch.fx.Graph()
     x = graph.placeholder("x")
-    for name in ("exact", "other", "half"):
+    for name in ("exact", "other", "true_half"):
         x = graph.call_function(torch.ops.aten.add.Tensor, (x, graph.get_attr(name)))
     graph.output(x)
     save(Artifact(graph=torch.fx.GraphModule(root, graph)), tmp_path / "a", catalog)
     stored = load_file(tmp_path / "a" / "model.safetensors")
     assert {name: t.dtype for name, t in stored.items()} == {
         "exact": torch.float16,
-        "half": torch.float16,
         "other": torch.float32,
+        "true_half": torch.float16,
     }
     back = load_artifact(tmp_path / "a", catalog).graph
     assert torch.equal(back.exact, exact)
     assert torch.equal(back.other, other)
-    assert back.half.dtype == torch.float16
+    assert back.true_half.dtype == torch.float16
