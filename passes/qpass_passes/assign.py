@@ -26,8 +26,18 @@ def _weight_text(instance: object, attribute: attrs.Attribute[str], value: str) 
 
 
 def _input_text(instance: object, attribute: attrs.Attribute[str], value: str) -> None:
-    if value not in ("float", "same"):
+    if value != "float":
         parse_spec(value, symmetric=False)
+
+
+def _attention_text(instance: object, attribute: attrs.Attribute[str], value: str) -> None:
+    if value in ("float", "same"):
+        return
+    if parse_spec(value, symmetric=False).granularity in ("channel", "group"):
+        raise ValueError(
+            f"{attribute.name}: the last axis of a product's operands may be tokens, whose number changes with the "
+            f"image, so {value!r} must be by tensor or token"
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -65,8 +75,11 @@ class Assign(Pass):
     )
     attention: str = attrs.field(
         default="same",
-        validator=_input_text,
-        metadata={"help": 'quantizer of q, k, v and softmax outputs; "same" as inputs, or "float"'},
+        validator=_attention_text,
+        metadata={
+            "help": 'quantizer of q, k, v and softmax outputs; "same" as inputs (per tensor where those are by '
+            'channel or group), or "float"'
+        },
     )
     edge_weight: str = attrs.field(
         default="int8 channel",
@@ -137,6 +150,8 @@ class Assign(Pass):
             spec = NodeSpec(weight=_parse(weight, True), inputs=(_parse(given, False),))
         elif node.target in MATMULS:
             both = _parse(inside, False)
+            if both is not None and both.granularity in ("channel", "group"):
+                both = attrs.evolve(both, granularity="tensor", group_size=0)
             spec = NodeSpec(inputs=(both, both))
         else:
             return None

@@ -74,7 +74,7 @@ def test_sums_are_those_of_the_whole_trajectory(teacher: GraphModule, planted: G
 
 def test_metrics_of_a_pair(teacher: GraphModule, planted: GraphModule, context: Any) -> None:
     """SQNR, PSNR and SSIM describe the pair, name their protocol, and the images come from the same noise."""
-    drift = Drift(samples=4, rows=2, grid=3)
+    drift = Drift(samples=4, rows=2)
     candidate, original = observe(planted, context(teacher), drift)
     metrics = by_name(drift.score(candidate, original))
     assert set(metrics) == {"sqnr", "psnr", "ssim"}
@@ -88,7 +88,6 @@ def test_metrics_of_a_pair(teacher: GraphModule, planted: GraphModule, context: 
     assert protocol.items() <= metrics["psnr"].protocol.items()
     assert metrics["psnr"].protocol["images"] == 4
     assert metrics["sqnr"].protocol["rows"] == 2
-    assert candidate.images["grid"].shape[0] == 3
     assert candidate.series["sqnr by timestep"].x == (750.0, 500.0, 250.0, 0.0)
     assert candidate.series["sqnr by node"].x == ("first", "last")
     assert candidate.series["sqnr by timestep: last"].y == candidate.series["sqnr by timestep"].y
@@ -172,7 +171,7 @@ def test_a_model_that_cannot_sample_is_refused(mute: ModelAdapter) -> None:
     refuse(Size(), mute)
 
 
-@pytest.mark.parametrize("options", [{"samples": 0}, {"rows": 0}, {"grid": -1}])
+@pytest.mark.parametrize("options", [{"samples": 0}, {"rows": 0}])
 def test_options_are_checked(options: dict[str, int]) -> None:
     """Counts that make no sense are refused where they are given."""
     with pytest.raises(ValueError, match=next(iter(options))):

@@ -25,7 +25,7 @@ FP32 = 4 * (FIRST + TIME + 8 + LAST)
 def test_bytes_are_those_on_disk(
     tmp_path: Path, teacher: GraphModule, context: Any, specify: Callable[..., GraphModule], spec: Any
 ) -> None:
-    """packed_mb is the size of every file in the folder, however deep, and packed_ratio the fp32 bytes over it."""
+    """packed_mb is the size of every file in the folder, however deep, and packed_ratio that over the fp32 bytes."""
     (tmp_path / "model.safetensors").write_bytes(b"x" * 300)
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "more.bin").write_bytes(b"x" * 17)
@@ -38,7 +38,7 @@ def test_bytes_are_those_on_disk(
     candidate = evaluator.observe(Subject(role="quantized", graph=graph, folder=tmp_path), ctx)
     found = {(m.subject, m.name): m for m in evaluator.score(candidate, original)}
     assert found["quantized", "packed_mb"].value == 319 / 1e6
-    assert found["quantized", "packed_ratio"].value == FP32 / 319
+    assert found["quantized", "packed_ratio"].value == 319 / FP32
     bits = (4 * FIRST + 8 * 32) + (8 * LAST + 32)
     assert found["quantized", "bits_per_weight"].value == bits / (FIRST + LAST)
     assert found["quantized", "integer_share"].value == (FIRST + LAST) / (FIRST + TIME + LAST)

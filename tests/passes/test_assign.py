@@ -113,3 +113,18 @@ def test_calls_of_one_module_share_its_weight(catalog, context):
     found = list(slots(Assign().run(graph, context).graph))
     homes = [slot.home for slot in found if slot.home.startswith("b.")]
     assert homes == ["b.weight_q", "b.input0_q", "b.call2.input0_q"]
+
+
+def test_attention_is_never_by_channel(context):
+    """Inputs by channel leave attention per tensor, as its last axis may be tokens; asked for it is refused."""
+    _, found = assigned(context, input="int8 channel")
+    products = [spec for name, spec in found.items() if "/qk[" in name or "/pv[" in name]
+    assert {str(s) for spec in products for s in spec.inputs} == {"int8 tensor asym"}
+    with pytest.raises(ValueError, match="must be by tensor or token"):
+        Assign(attention="int8 channel")
+
+
+def test_same_is_a_word_for_attention_alone():
+    """ "same" as the quantizer of inputs means nothing and is refused at once."""
+    with pytest.raises(ValueError, match="'same' is not a quantizer"):
+        Assign(input="same")
