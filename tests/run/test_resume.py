@@ -150,7 +150,7 @@ def damage(file: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["cut", "flip", "gone"])
 def test_damage_is_redone(run: Command, again: Path, done: Path, how: str) -> None:
-    """With every file of a finished folder damaged in turn, the same command gives the same bytes."""
+    """With any files of a finished folder damaged, its last stage among them, the same command gives the same bytes."""
     source = random.Random(how)
     files = sorted(p for p in again.rglob("*") if p.is_file() and p.name != ".lock")
     assert len(files) > 15
@@ -176,14 +176,14 @@ def test_what_a_killed_run_left_is_swept(run: Command, again: Path, done: Path) 
     assert exact(again) == exact(done)
 
 
-# A process that has imported everything forks one child after another; each is killed before its n-th operation
-# on a file, as the audit events of Python count them.
+# A process that has carried out the run once, and so imported everything, forks one child after another; each is
+# killed before its n-th operation on a file, as the audit events of Python count them.
 KILLED = """
 import os, signal, sys
-import diffusers, torch, qpass.cli, qpass.run, qpass.graph, qpass_models, qpass_evaluators, qpass_passes
-from diffusers import UNet2DModel
+import torch, qpass.cli
 torch.set_num_threads(1)
 argv, out = sys.argv[2:], sys.argv[1]
+assert qpass.cli.main([*argv[:-1], argv[-1] + "-warm"]) == 0
 FILES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree", "tempfile.mkstemp"}
 for line in sys.stdin:
     limit, count = int(line), 0
@@ -224,10 +224,10 @@ def test_killed_between_any_two_operations(recipe: Path, done: Path, tmp_path: P
         assert exact(out) == exact(done)
         assert not unfinished(out)
         # and a finished folder survives a kill as well as a new one
-        killed += sum(attempt(source.randint(1, 60)) == -signal.SIGKILL for _ in range(1))
+        killed += attempt(source.randint(1, 20)) == -signal.SIGKILL
         assert attempt(0) == 0
         process.stdin.close()
-    assert killed >= 7
+    assert killed == 8
     assert exact(out) == exact(done)
     assert not unfinished(out)
 
