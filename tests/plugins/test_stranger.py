@@ -126,9 +126,9 @@ def test_the_artifact_elsewhere(
     """Without the distribution there is one error, and it names the package."""
     assert main(["sample", str(done), "--count", "4", "--out", str(tmp_path / "grid.png")]) == 2
     assert capsys.readouterr().err == (
-        f"error: {str(done / 'artifact' / 'qpass.json')!r} cannot be loaded: the graph calls "
-        "'qpass_stranger.clip_outliers:clip_to_sigmas' of the plugin 'qpass_stranger', which is not installed; "
-        "install it, or give its file with --plugin\n"
+        f"error: {str(done / 'artifact' / 'qpass.json')!r} cannot be loaded: "
+        "the graph calls 'qpass_stranger.clip_outliers:clip_to_sigmas' of the plugin 'qpass_stranger', "
+        "which is not installed; install it, or give its file with --plugin\n"
     )
     assert not (tmp_path / "grid.png").exists()
 
