@@ -12,7 +12,7 @@ import torch
 
 from qpass.analysis import Analysis
 from qpass.artifact import LoadedModel, load
-from qpass.errors import ModelError
+from qpass.errors import ModelError, RecipeError
 from qpass.evaluator import Evaluator
 from qpass.manager import Pass
 from qpass.model import ModelAdapter
@@ -94,10 +94,14 @@ def adapter(model: object, known: Catalog) -> ModelAdapter:
 def _recipe(
     recipe: str | Path | Recipe | Sequence[Pass], known: Catalog, preset: str | None, overrides: Sequence[str]
 ) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return recipe
     if isinstance(recipe, str | Path):
         return read(recipe, catalog=known, preset=preset, overrides=overrides)
+    if preset is not None or overrides:
+        raise RecipeError(
+            "preset and overrides change a recipe by name or file; change this one's passes themselves"
+        )
+    if isinstance(recipe, Recipe):
+        return recipe
     passes = tuple(recipe)
     check_passes(passes, known)
     standard = read("w8a8", catalog=known)

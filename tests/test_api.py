@@ -85,6 +85,18 @@ def test_what_no_adapter_knows_is_one_error():
         qpass.quantize("cifar10-unit")
 
 
+def test_a_preset_needs_a_recipe_to_change():
+    """Presets and overrides beside passes composed in Python are refused, not ignored."""
+    with pytest.raises(RecipeError, match="preset and overrides change a recipe by name or file"):
+        qpass.quantize("cifar10-unet", [Assign(), Simulate()], preset="fast")
+
+
+def test_a_quantizers_name_is_no_quantizer():
+    """In Python a quantizer is an object; a name in its place is refused when the pass is made."""
+    with pytest.raises(TypeError, match="weight must be a quantizer such as Mse"):
+        Simulate(weight="absmax")
+
+
 def test_passes_out_of_order_are_refused_before_any_work():
     """The plan check holds for Python too."""
     with pytest.raises(

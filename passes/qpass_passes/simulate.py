@@ -21,6 +21,11 @@ from qpass_passes.fitting import fit_inputs, fit_weights
 from qpass_passes.quantizers.mse import Mse
 
 
+def _quantizer(instance: object, attribute: attrs.Attribute[Quantizer], value: object) -> None:
+    if not isinstance(value, Quantizer):
+        raise TypeError(f"{attribute.name} must be a quantizer such as Mse(), not {value!r}")
+
+
 @attrs.frozen(kw_only=True)
 class Simulate(Pass):
     """Round every weight to its codes and put a fake-quantizer before every quantized input.
@@ -35,10 +40,13 @@ class Simulate(Pass):
     provides: ClassVar[frozenset[str]] = frozenset({"realised"})
     weight: Quantizer = attrs.field(
         factory=Mse,
+        validator=_quantizer,
         metadata={"help": 'how scales of weights are fitted, like "absmax" or {use = "mse", norm = 2}'},
     )
     input: Quantizer = attrs.field(
-        factory=Mse, metadata={"help": 'how scales of inputs are fitted, like "percentile"'}
+        factory=Mse,
+        validator=_quantizer,
+        metadata={"help": 'how scales of inputs are fitted, like "percentile"'},
     )
     rows: int = attrs.field(
         default=256, validator=v.ge(1), metadata={"help": "calibration rows the inputs are fitted on"}

@@ -42,9 +42,17 @@ def interrupted(command: str | None) -> int:
     return 130
 
 
+def settle_output() -> None:
+    """Send what standard output cannot take nowhere, or the interpreter says so once more at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def broken_pipe() -> int:
-    """Whoever read our output has left. Say nothing, and keep the interpreter from saying it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Whoever read our output has left. Say nothing."""
+    settle_output()
     return 141  # what a shell reports of a program ended by SIGPIPE
 
 

@@ -110,5 +110,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return failures.broken_pipe()
     except Exception as error:
+        failures.settle_output()
         return failures.report(error, debug=debug)
     return 0
