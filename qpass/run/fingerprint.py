@@ -22,7 +22,7 @@ from qpass.recipe.structure import to_data
 from qpass.report.data import plain
 
 LIBRARIES = ("torch", "diffusers", "timm", "numpy", "safetensors")
-_SESSION = uuid.uuid4().hex
+_PROCESS = uuid.uuid4().hex
 
 
 def digest(value: Any) -> str:
@@ -103,7 +103,7 @@ def _code(cls: type) -> dict[str, str]:
     named = next((name for name in names if getattr(sys.modules.get(name), "__file__", None)), None)
     if named is None:
         # typed at a prompt: nothing made with an earlier version of it may be taken for up to date
-        return {names[0]: f"{_SESSION}-{id(cls)}"}
+        return {names[0]: f"{_PROCESS}-{id(cls)}"}
     return {named: source_hash(named)}
 
 
