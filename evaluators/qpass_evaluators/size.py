@@ -25,6 +25,9 @@ FIGURES: Mapping[str, tuple[Literal["higher", "lower"], str, str]] = {
 }
 
 
+COUNTED = "every file of the artifact; of the original, its parameters and buffers in fp32"
+
+
 @attrs.frozen(kw_only=True)
 class Weight:
     """One convolution's or linear's weight: its shape, its bits as it is, and its spec where it is quantized."""
@@ -60,9 +63,9 @@ class Size(Evaluator):
         held = [w for w in found if w.spec is not None]
         original = 4 * sum(tensor.numel() for tensor in ctx.reference.state_dict().values())
         if subject.role == "original":
-            size, how = float(original), "fp32 parameters and buffers"
+            size, how = float(original), COUNTED
         elif subject.folder is not None:
-            size, how = float(folder_bytes(subject.folder)), "every file of the artifact"
+            size, how = float(folder_bytes(subject.folder)), COUNTED
         else:
             saved = sum(4 * w.count - w.bits / 8 for w in held)
             size, how = original - saved, "estimated: fp32, but quantized weights as their specs say"
