@@ -70,6 +70,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         aside = path.with_name(f"{UNFINISHED}{path.name}")
         try:
             save_file(tensors, aside, metadata={"format": "qpass"})
+            aside.chmod(0o644)  # safetensors writes for its owner alone; an artifact is for whoever runs it
             with aside.open("rb") as opened:
                 os.fsync(opened.fileno())
             aside.replace(path)

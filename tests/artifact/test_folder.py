@@ -246,3 +246,12 @@ def test_fp32_that_fits_in_fp16_takes_half_the_bytes(tmp_path: Path, catalog: Ca
     assert torch.equal(back.exact, exact)
     assert torch.equal(back.other, other)
     assert back.true_half.dtype == torch.float16
+
+
+def test_others_may_read_it(tmp_path: Path, catalog: Catalog) -> None:
+    """Both files of an artifact, and its folder, are readable by everyone, whoever made it."""
+    graph = torch.fx.Graph()
+    graph.output(graph.placeholder("x"))
+    save(Artifact(graph=torch.fx.GraphModule(torch.nn.Module(), graph)), tmp_path / "a", catalog)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o755
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "a").iterdir()} == {0o644}
