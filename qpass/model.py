@@ -74,19 +74,20 @@ class ModelAdapter(ABC):
         *,
         seed: int,
         count: int,
+        first: int = 0,
         sampling: Sampling,
         device: torch.device,
         stream: str = "evaluation",
         progress: Progress | None = None,
         title: str = "sample",
     ) -> Iterator[Tensor]:
-        """Draw `count` images, as uint8 batches N x H x W x 3 on the CPU."""
+        """Draw `count` images from number `first` on, as uint8 batches N x H x W x 3 on the CPU."""
         if reason := self.cannot_sample():
             raise ModelError(reason)
         sampler = self.sampler()
         with (progress or Progress()).task(title, count * sampling.steps) as task:
-            for start in range(0, count, sampling.batch):
-                indices = range(start, min(start + sampling.batch, count))
+            for start in range(first, first + count, sampling.batch):
+                indices = range(start, min(start + sampling.batch, first + count))
                 x: Tensor | None = None
                 for moment in trajectory(
                     denoise, sampler, sampling,

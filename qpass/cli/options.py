@@ -53,6 +53,24 @@ class Device(click.ParamType):  # type: ignore[type-arg]
         return str(value)
 
 
+def _settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        key, equals, _ = value.partition("=")
+        if not equals or not key.strip():
+            raise click.BadParameter(
+                f"{value!r} is not KEY=VALUE; write for example passes.brecq.iterations=200", ctx=ctx, param=param
+            )
+    return values
+
+
+settings = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=_settings,
+    help="Change one option of the recipe, after any preset. May be given several times.",
+)
 debug = click.option(
     "--debug", is_flag=True, expose_value=False, help="Show the traceback of whatever goes wrong."
 )

@@ -23,13 +23,21 @@ from qpass_models.zoo import ZOO
 
 @click.command()
 @click.argument("name", type=Name("model", tuple(JOBS)))
-@click.option("--data", type=click.Path(path_type=Path), help="Folder with CIFAR-10; by default QPASS_DATA/cifar10.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Folder with CIFAR-10; by default QPASS_DATA/cifar10."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write to; by default runs/train/NAME.")
-@click.option("--init", type=click.Path(path_type=Path), help="Go on from this folder's weights, or from `shipped`.")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after this many minutes of training.")
+@click.option(
+    "--init", type=click.Path(path_type=Path), help="Go on from this folder's weights, or from `shipped`."
+)
+@click.option(
+    "--minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after this many minutes of training."
+)
 @click.option("--steps", type=click.IntRange(min=1), help="Stop after this many steps; by default the job's own.")
 @click.option("--batch", type=click.IntRange(min=1), help="Images per step; by default the job's own.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Learning rate; by default the job's own.")
+@click.option(
+    "--rate", type=click.FloatRange(min=0, min_open=True), help="Learning rate; by default the job's own."
+)
 @click.option("--average", type=click.FloatRange(0, 1), help="Decay of the average of the weights.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the weights and of every batch.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
@@ -54,7 +62,7 @@ def main(
         if not (source / WEIGHTS).is_file():
             raise ModelError(f"--init: no {WEIGHTS} in {str(source)!r}")
         network.load_state_dict(load_weights(source))
-    network = network.to(place, memory_format=torch.channels_last)
+    network = network.to(place).to(memory_format=torch.channels_last)
     # diffusers' embedders drop labels by themselves while training, each block for itself; the job does it once
     network.train(isinstance(job, ClassifierJob))
     rate, batch = rate or job.rate, batch or job.batch

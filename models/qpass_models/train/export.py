@@ -1,4 +1,4 @@
-"""What a training leaves: a diffusers folder with averaged weights in fp16, and a card that says how they came to be."""
+"""What a training leaves: a diffusers folder with averaged weights in fp16, and a card of how they came to be."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ def export(job: Job, state: State, card: Mapping[str, Any], folder: Path) -> Non
             }
             save_file({name: value.contiguous() for name, value in half.items()}, aside / WEIGHTS)
         (aside / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+        for file in aside.iterdir():
+            file.chmod(0o644)  # safetensors makes files that others cannot read
 
 
 def load_weights(folder: Path) -> Mapping[str, torch.Tensor]:

@@ -62,7 +62,7 @@ class DiffusionJob(Job):
     def loss(self, network: Any, pictures: Pictures, count: int, source: torch.Generator) -> Tensor:
         """Noise prediction on mirrored images; one label in ten is withheld, for guidance."""
         x, labels = draw(pictures, count, source)
-        x, device = flip(x, source), x.device
+        x, device = flip(x.float() / 127.5 - 1, source), x.device
         alphas = self.scheduler().alphas_cumprod.to(device)
         t = torch.randint(0, len(alphas), (count,), generator=source, device=device)
         noise = torch.randn(x.shape, generator=source, device=device)
@@ -87,15 +87,18 @@ class ClassifierJob(Job):
 
     def loss(self, network: Any, pictures: Pictures, count: int, source: torch.Generator) -> Tensor:
         """Cross-entropy on mirrored and shifted images."""
+        from qpass_evaluators.networks.classifier import normalise
+
         x, labels = draw(pictures, count, source)
-        return class_error(network, shift(flip(x, source), source), labels)
+        x = shift(flip(x, source), source)
+        return class_error(network, normalise(x.permute(0, 2, 3, 1)), labels)
 
 
 def draw(pictures: Pictures, count: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A random batch in [-1, 1], with its labels."""
+    """A random batch, uint8, with its labels."""
     device = pictures.images.device
     chosen = torch.randint(0, len(pictures.images), (count,), generator=source, device=device)
-    return pictures.images[chosen].float() / 127.5 - 1, pictures.labels[chosen]
+    return pictures.images[chosen], pictures.labels[chosen]
 
 
 def _unet(channels: tuple[int, ...], layers: int, attention: int, **rest: Any) -> Mapping[str, Any]:
@@ -138,7 +141,7 @@ JOBS: Mapping[str, Job] = {
             rate=1e-4, architecture=_dit(heads=6, layers=12, patch=2),
         ),
         ClassifierJob(
-            name="cifar10-classifier", steps=12_000, rate=2e-3, decay=0.05, average=0.999, compiles=True,
+            name="cifar10-classifier", steps=12_000, rate=2e-3, decay=0.05, average=0.999,
         ),
     )
 }  # fmt: skip

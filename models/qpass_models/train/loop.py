@@ -20,6 +20,8 @@ from qpass_models.train.average import Average
 from qpass_models.train.cifar10 import Pictures
 from qpass_models.train.jobs import Job
 
+WARM_UP = 200  # steps
+
 
 @attrs.frozen(kw_only=True)
 class Budget:
@@ -92,13 +94,13 @@ def train(
     if kept.is_file():
         state.restore(kept, device)
         progress.say(f"resuming at step {state.step}, after {state.seconds / 60:.1f} minutes of training")
-    began, first = state.step, time.monotonic() - state.seconds
+    first = time.monotonic() - state.seconds
     saved, losses = time.monotonic(), []
     network: Any = torch.compile(state.network, dynamic=False) if compiled else state.network
     with progress.task(f"train {job.name}", budget.steps) as task:
         task.advance(state.step)
         while (spent := budget.spent(state.step, time.monotonic() - first)) < 1:
-            factor = rate_at(spent, warm=(state.step - began + 1) / 200)  # a resumed optimizer warms up again
+            factor = rate_at(spent, warm=(state.step + 1) / WARM_UP)
             for group in state.optimizer.param_groups:
                 group["lr"] = rate * factor
             source = _source(seed, state.step, device)
