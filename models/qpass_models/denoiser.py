@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qpass.errors import ModelError
 from qpass.model import ModelAdapter
-from qpass.sampling import Conditions, Sampler, to_uint8
+from qpass.sampling import Conditions, Sampler, Sampling, to_uint8
 from qpass_models import signatures
 from qpass_models.examples import example, image_size
 
@@ -118,7 +118,9 @@ class Denoiser(ModelAdapter):
         )
 
 
-def _classes(inputs: Sequence[str], config: Mapping[str, Any], indices: Sequence[int]) -> Conditions:
+def _classes(
+    inputs: Sequence[str], config: Mapping[str, Any], indices: Sequence[int], sampling: Sampling
+) -> Conditions:
     """Class labels in turn. diffusers' DiT keeps one more row in its table, for no class."""
     if "class_labels" not in inputs:
         return Conditions()
