@@ -121,7 +121,7 @@ def test_a_variance_nobody_asked_for_is_dropped():
 
 def test_a_variance_that_is_not_there():
     """The schedule wants it, the model has none: one sentence with the way out."""
-    with pytest.raises(ModelError, match='set sampling.variance = "fixed-small"'):
+    with pytest.raises(ModelError, match=r'set sampling\.variance = "fixed-small"'):
         run(Sampling(scheduler="ddpm", steps=2), {**CONFIG, "variance_type": "learned_range"})
 
 
@@ -204,7 +204,9 @@ def test_what_makes_no_sense_together(options, message):
 
 def test_flows_and_diffusions_are_told_apart():
     """A network that predicts a velocity is not sampled as if it predicted noise, nor the other way round."""
-    with pytest.raises(RecipeError, match=r'the model is a rectified flow, and ddim is for diffusion; take "euler'):
+    with pytest.raises(
+        RecipeError, match=r'the model is a rectified flow, and ddim is for diffusion; take "euler'
+    ):
         make_scheduler(Sampling(), FLOW)
     with pytest.raises(RecipeError, match=r"euler-flow is for rectified flows, .* \(DDIMScheduler\) is a diff"):
         make_scheduler(Sampling(scheduler="euler-flow"), {**CONFIG, "_class_name": "DDIMScheduler"})
@@ -237,7 +239,11 @@ def test_images_do_not_depend_on_their_batch(traced, sampling):
 
         with torch.no_grad():
             images = adapter.sample(
-                graph, seed=5, count=count, sampling=attrs.evolve(sampling, batch=batch), device=torch.device("cpu")
+                graph,
+                seed=5,
+                count=count,
+                sampling=attrs.evolve(sampling, batch=batch),
+                device=torch.device("cpu"),
             )
             return torch.cat(list(images)).int()
 
