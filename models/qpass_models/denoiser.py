@@ -88,7 +88,7 @@ class Denoiser(ModelAdapter):
 
     def example(self, batch: int = 2) -> tuple[Tensor, ...]:
         """Seeded inputs."""
-        return example(self._signature, self.architecture, batch, dtype=self.dtype_)
+        return example(self._signature, self.architecture, batch, dtype=self.dtype_, size=self._size())
 
     def dynamic(self) -> tuple[tuple[int, ...], ...]:
         """Batch, and the image size of UNets."""
@@ -140,21 +140,20 @@ class Denoiser(ModelAdapter):
             raise ModelError(reason)
         height, width = self._size() or (0, 0)
         channels, schedule, draw = self.architecture["in_channels"], dict(self.schedule() or {}), self.decoder()
-        patch = self.architecture.get("patch_size") or 1
-        if (
-            self.class_name == FLUX
-        ):  # 2 x 2 patches of latents in a row, noise levels down to 1/n, time from 0 to 1
-            patch = 2
-            schedule = {"timestep_spacing": "trailing", **schedule}
+        if draw is not None:
+            schedule.setdefault("clip_sample", False)  # latents have no range; DDIM would take them for images
+        flux, patch = self.class_name == FLUX, self.architecture.get("patch_size") or 1
+        if flux:  # its latents are 2 x 2 patches in a row, its noise levels end at 1/n, its time goes from 1 to 0
+            patch, schedule = 2, {"timestep_spacing": "trailing", **schedule}
             draw = functools.partial(_unpacked, (height, width), draw or to_uint8)
         tokens = height // patch * (width // patch)
         if schedule.get("use_dynamic_shifting"):
             schedule["image_tokens"] = tokens
         return Sampler(
-            shape=(tokens, channels) if self.class_name == FLUX else (channels, height, width),
+            shape=(tokens, channels) if flux else (channels, height, width),
             scheduler_config=schedule,
             dtype=self.dtype_,
-            time_scale=1e-3 if self.class_name == FLUX else 1.0,
+            time_scale=1e-3 if flux else 1.0,
             conditions=self._conditioner(),
             decode=draw or to_uint8,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -42,7 +43,8 @@ def make_scheduler(sampling: Sampling, config: Mapping[str, Any]) -> Any:
 
     _check_family(sampling, config)
     changes = _changes(sampling, config)
-    theirs = {key: value for key, value in config.items() if key not in (*_foreign(sampling), *changes)}
+    foreign = _foreign(sampling)
+    theirs = {key: value for key, value in config.items() if key not in foreign and key not in changes}
     try:
         scheduler = getattr(diffusers, SCHEDULERS[sampling.scheduler]).from_config(theirs, **changes)
     except Exception as error:  # diffusers raises whatever a wrong value happens to lead to
@@ -120,11 +122,17 @@ def _changes(sampling: Sampling, config: Mapping[str, Any]) -> dict[str, Any]:
     return changes
 
 
-def _foreign(sampling: Sampling) -> tuple[str, ...]:
-    """What a schedule may hold and this scheduler does not take; only DDPM's takes the variance from the model."""
-    if sampling.scheduler == "euler-flow":
-        return "image_tokens", "timestep_spacing", "prediction_type"
-    return ("image_tokens",) if sampling.scheduler == "ddpm" else ("image_tokens", "variance_type")
+def _foreign(sampling: Sampling) -> set[str]:
+    """What a schedule may hold for other schedulers than this one, and for our own ends."""
+    import diffusers
+
+    taken = {
+        name: set(inspect.signature(getattr(diffusers, cls).__init__).parameters)
+        for name, cls in SCHEDULERS.items()
+    }
+    others = {"image_tokens"}.union(*taken.values()) - taken[sampling.scheduler]
+    # the loop hands on the model's variance to DDPM alone
+    return others if sampling.scheduler == "ddpm" else others | {"variance_type"}
 
 
 def _set_flow(scheduler: Any, sampling: Sampling, config: Mapping[str, Any]) -> None:

@@ -25,9 +25,9 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
     """`pipeline_folder(name)`: the folder that `save_pretrained` wrote."""
 
     @cache
-    def write(name: str) -> Path:
+    def make(name: str) -> Path:
         folder = tmp_path_factory.mktemp(name) / "pipeline"
-        pipelines.TEXT[name][0]().save_pretrained(folder)
+        pipelines.write(name, folder)
         return folder
 
-    return write
+    return make

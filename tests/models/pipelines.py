@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+from safetensors.torch import save_file
 
 LETTERS = [chr(code) for code in range(97, 123)]
 WIDTH = 24  # of the text
@@ -143,6 +145,66 @@ def flux() -> Any:
     )  # fmt: skip
     pipe.transformer.register_to_config(sample_size=8)  # ours: the pipeline takes its size from the call
     return pipe
+
+
+def ldm_schedule() -> Any:
+    """The LDM release's."""
+    return diffusers.DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195, clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1,
+    )  # fmt: skip
+
+
+def lsun_bedrooms() -> dict[str, Any]:
+    """LDM-4: latents of three channels and a codebook."""
+    return {"unet": denoiser("unet"), "vqvae": vqvae(), "scheduler": ldm_schedule()}
+
+
+def lsun_churches() -> dict[str, Any]:
+    """LDM-8: latents of four channels and a Gaussian autoencoder."""
+    unet = denoiser("unet", in_channels=4, out_channels=4)
+    return {"unet": unet, "vae": vae(), "scheduler": ldm_schedule()}
+
+
+def imagenet_ldm4() -> dict[str, Any]:
+    """Ten classes through cross-attention."""
+    unet = denoiser("ldm", in_channels=3, out_channels=3)
+    return {"unet": unet, "vqvae": vqvae(), "scheduler": ldm_schedule()}
+
+
+def class_table() -> torch.Tensor:
+    """Ten classes and none."""
+    return torch.randn(11, WIDTH, generator=torch.Generator().manual_seed(4))
+
+
+def dit() -> Any:
+    """DiT: a thousand classes, a learned variance."""
+    return diffusers.DiTPipeline(
+        transformer=denoiser("dit", num_embeds_ada_norm=1000, out_channels=8), vae=vae(),
+        scheduler=diffusers.DDIMScheduler(clip_sample=False),
+    )  # fmt: skip
+
+
+LATENT: dict[str, Callable[[], Any]] = {
+    "lsun-bedrooms": lsun_bedrooms,
+    "lsun-churches": lsun_churches,
+    "imagenet-ldm4": imagenet_ldm4,
+    "dit": dit,
+}
+
+
+def write(name: str, folder: Path) -> None:
+    """A whole pipeline into a folder; what diffusers has no pipeline for, part by part."""
+    made = TEXT[name][0]() if name in TEXT else LATENT[name]()
+    if not isinstance(made, dict):
+        made.save_pretrained(folder)
+        return
+    for part, module in made.items():
+        module.save_pretrained(folder / part)
+    (folder / "model_index.json").write_text("{}")
+    if name == "imagenet-ldm4":
+        (folder / "class_embedder").mkdir()
+        save_file({"embedding.weight": class_table()}, folder / "class_embedder" / "model.safetensors")
 
 
 TEXT: dict[str, tuple[Callable[[], Any], dict[str, Any], dict[str, Any]]] = {
