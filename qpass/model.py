@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qpass.errors import ModelError
+from qpass.errors import ModelError, RecipeError
 from qpass.progress import Progress
 from qpass.sampling import Denoise, Sampler, Sampling, trajectory
 
@@ -63,6 +63,18 @@ class ModelAdapter(ABC):
     def cannot_sample(self) -> str | None:
         """Why no images can be drawn from this model, or None if they can."""
         return f"model {self.name!r} does not say how images are drawn from it"
+
+    def unbatched(self) -> tuple[int, ...]:
+        """Places in `example()` of inputs that have no batch: the same for every sample, such as positions."""
+        return ()
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Raise a `RecipeError` where this model lacks what it is sampled with, such as prompts, or cannot use it.
+
+        Only called where `cannot_sample()` is None.
+        """
+        if sampling.prompts or sampling.negative_prompt:
+            raise RecipeError(f"sampling.prompts: model {self.name!r} takes no text; leave them out")
 
     def sampler(self) -> Sampler:
         """What sampling needs to know; only called where `cannot_sample()` is None."""
