@@ -79,14 +79,15 @@ class ModelAdapter(ABC):
         stream: str = "evaluation",
         progress: Progress | None = None,
         title: str = "sample",
+        start: int = 0,
     ) -> Iterator[Tensor]:
-        """Draw `count` images, as uint8 batches N x H x W x 3 on the CPU."""
+        """Draw images `start` to `count` - 1, as uint8 batches N x H x W x 3 on the CPU."""
         if reason := self.cannot_sample():
             raise ModelError(reason)
         sampler = self.sampler()
-        with (progress or Progress()).task(title, count * sampling.steps) as task:
-            for start in range(0, count, sampling.batch):
-                indices = range(start, min(start + sampling.batch, count))
+        with (progress or Progress()).task(title, (count - start) * sampling.steps) as task:
+            for first in range(start, count, sampling.batch):
+                indices = range(first, min(first + sampling.batch, count))
                 x: Tensor | None = None
                 for moment in trajectory(
                     denoise, sampler, sampling,
