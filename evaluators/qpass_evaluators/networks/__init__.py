@@ -1,1 +1,9 @@
 """Networks whose features metrics are made of, each with the weights and the preprocessing that pin it."""
+
+from __future__ import annotations
+
+from qpass_evaluators.networks.classifier import Classifier
+from qpass_evaluators.networks.feature_network import FeatureNetwork
+from qpass_evaluators.networks.inception import Inception
+
+__all__ = ["Classifier", "FeatureNetwork", "Inception"]

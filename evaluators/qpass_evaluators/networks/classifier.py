@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from qpass.evaluator import EvaluationError
 from qpass_evaluators.networks import weight_files
-from qpass_evaluators.networks.feature_network import CPU, FeatureNetwork, Pictures, Run, check_images
+from qpass_evaluators.networks.feature_network import CPU, FeatureNetwork, Pictures, Run, as_tensor, check_images
 
 WIDTHS = (32, 64, 128, 224)
 CLASSES = 10
@@ -119,7 +118,7 @@ class Classifier(FeatureNetwork):
         net = _load(self.path, self.fingerprint(), device)
 
         def run(images: Pictures) -> Mapping[str, Tensor]:
-            x = normalise(torch.from_numpy(np.ascontiguousarray(images)).to(device))
+            x = normalise(as_tensor(images, device))
             pooled = net.pool(x)
             return {"logits": net.classify(pooled), "pool": pooled}
 
@@ -136,4 +135,4 @@ def _load(path: Path, fingerprint: str, device: torch.device) -> Net:
         net.load_state_dict({name: state[name] for name in wanted}, strict=False)
     except RuntimeError as error:  # a shape that differs
         raise EvaluationError(f"weights {str(path)!r} do not fit the CIFAR-10 classifier") from error
-    return net.eval().to(device, memory_format=torch.channels_last)
+    return net.eval().to(device).to(memory_format=torch.channels_last)

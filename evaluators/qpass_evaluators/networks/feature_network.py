@@ -57,6 +57,11 @@ class FeatureNetwork(ABC):
         return {name: torch.cat(rows).clone() for name, rows in parts.items()}
 
 
+def as_tensor(images: Pictures, device: torch.device) -> Tensor:
+    """The images on that device; copied, as arrays may be read-only or run backwards."""
+    return torch.from_numpy(images.copy()).to(device)
+
+
 def check_images(name: str, images: object) -> None:
     """Raise `EvaluationError` where images are not uint8 of N x H x W x 3."""
     if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3:
