@@ -16,6 +16,8 @@ from qpass_evaluators.networks.feature_network import FeatureNetwork
 from qpass_evaluators.population import Population
 from qpass_evaluators.reference import make_reference
 
+PIXELS = "uint8, 0..255"  # what every network here is given, whatever was drawn or read
+
 
 class FeatureEvaluator(ImageEvaluator):
     """Looks at images through a feature network."""
@@ -35,7 +37,7 @@ class FeatureEvaluator(ImageEvaluator):
 
     def metric(self, name: str, value: float, seen: Features, **how: Any) -> Metric:
         """A metric with all that determined it; `how` is what the formula adds."""
-        protocol = {**seen.protocol(), **seen.images.protocol(), "size": seen.size, **how}
+        protocol = {**seen.protocol(), **seen.images.protocol(), "pixels": PIXELS, "size": seen.size, **how}
         return Metric(name=name, value=value, better=self.better, subject="images", protocol=protocol)
 
 

@@ -13,6 +13,7 @@ from qpass.evaluator import EvaluationError, Metric, Observation, Subject
 from qpass.images import DrawnImages, Images, OriginalImages, open_images
 from qpass.manager import PassContext
 from qpass.measuring import Bench, ImageEvaluator, bench
+from qpass_evaluators.feature_evaluator import PIXELS
 
 BATCH = 64
 
@@ -71,6 +72,6 @@ class LpipsDistance(ImageEvaluator):
                 found.append(network.distance(one, other, bench.device).double().cpu())
                 task.advance(len(one))
         size = f"{one.shape[1]}x{one.shape[2]}"
-        protocol = {**network.protocol(), **images.protocol(), "size": size}
+        protocol = {**network.protocol(), **images.protocol(), "pixels": PIXELS, "size": size}
         value = float(torch.cat(found).mean())
         return (Metric(name="lpips", value=value, better="lower", subject="pair", protocol=protocol),)

@@ -113,4 +113,3 @@ def command(
         write_file(target, evaluator.reference(images, bench, about))
     shutil.rmtree(part, ignore_errors=True)
     click.echo(str(target))
-

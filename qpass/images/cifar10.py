@@ -11,6 +11,7 @@ import numpy as np
 
 from qpass.evaluator import EvaluationError
 from qpass.images.contract import Images, Pictures
+from qpass.images.folder import files_fingerprint
 
 SHEETS = {"cifar10-train": tuple(f"train_{i}" for i in range(1, 6)), "cifar10-test": ("test",)}
 ROWS, SIDE = 100, 32  # images along each edge of a sheet, pixels along each edge of an image
@@ -47,7 +48,7 @@ class Cifar10Images(Images):
         return EACH * len(SHEETS[self._name])
 
     def fingerprint(self) -> str:
-        return " ".join([self._name, *(str(file.stat().st_size) for file in self.files)])
+        return f"{self._name} {files_fingerprint(self.folder, self.files)}"
 
     def read(self, start: int) -> Iterator[Pictures]:
         for number, file in enumerate(self.files):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from qpass.errors import did_you_mean
 from qpass.evaluator import EvaluationError
 from qpass.images.contract import Images, Pictures, Say, stacked
+from qpass.images.folder import files_fingerprint
 from qpass.images.pixels import Reader
 
 
@@ -18,9 +18,10 @@ class ItemImages(Images):
     """Any sequence that gives images of PIL's by number."""
 
     def __init__(
-        self, label: str, name: str, items: Sequence[Any], picture: Callable[[Any], Any], say: Say
+        self, label: str, name: str, root: Path, items: Sequence[Any], picture: Callable[[Any], Any], say: Say
     ) -> None:
-        self.label, self._name, self.items, self.picture, self.say = label, name, items, picture, say
+        self.label, self._name, self.root = label, name, root
+        self.items, self.picture, self.say = items, picture, say
         if not len(items):
             raise EvaluationError(f"{label} holds no images")
 
@@ -32,7 +33,8 @@ class ItemImages(Images):
         return len(self.items)
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"{self.label}\0{len(self)}".encode()).hexdigest()
+        files = sorted(file for file in self.root.rglob("*") if file.is_file())
+        return f"{self.label} {len(self)} {files_fingerprint(self.root, files)}"
 
     def read(self, start: int) -> Iterator[Pictures]:
         reader = Reader(self.label, self.say)
@@ -73,24 +75,27 @@ def torchvision_images(text: str, say: Say) -> Images:
             f"torchvision's {name} cannot be opened in {root!r}: {' '.join(str(error).split())}; download it there "
             f"first, with torchvision.datasets.{name}({root!r}, download=True)"
         ) from error
-    return ItemImages(f"data set {text!r}", f"{name}-{split}".strip("-"), items, lambda item: item[0], say)
+    return ItemImages(
+        f"data set {text!r}", f"{name}-{split}".strip("-"), Path(root), items, lambda item: item[0], say
+    )
 
 
 def hugging_face_images(text: str, say: Say) -> Images:
-    """`datasets:FOLDER[:SPLIT]`, a folder that `save_to_disk` wrote, or one of images. Nothing is downloaded."""
+    """`datasets:FOLDER[:SPLIT]`, a folder that `save_to_disk` wrote. Nothing is downloaded."""
     try:
         import datasets
     except ImportError as error:
-        raise EvaluationError(f"{text!r} needs the package `datasets`; pip install datasets") from error
+        raise EvaluationError(f"{text!r} needs the package `datasets`; pip install 'qpass[datasets]'") from error
     path, split, _ = _parts(f"{text}::", "datasets:FOLDER[:SPLIT]")
     if not Path(path).is_dir():
         raise EvaluationError(f"{text!r}: there is no folder {path!r}")
     try:
         loaded = datasets.load_from_disk(path)
-    except FileNotFoundError:
-        loaded = datasets.load_dataset("imagefolder", data_dir=path)
-    except Exception as error:
-        raise EvaluationError(f"{text!r} cannot be opened: {' '.join(str(error).split())}") from error
+    except Exception as error:  # whatever a folder of something else leads to
+        raise EvaluationError(
+            f"{text!r} cannot be opened: {' '.join(str(error).split())}; write it with save_to_disk, or give the folder "
+            "itself where it holds image files"
+        ) from error
     if isinstance(loaded, dict):
         split = split or (next(iter(loaded)) if len(loaded) == 1 else split)
         if split not in loaded:
@@ -101,7 +106,7 @@ def hugging_face_images(text: str, say: Say) -> Images:
     if not columns:
         raise EvaluationError(f"{text!r} has no column of images; its columns are {', '.join(loaded.features)}")
     name = "-".join(part for part in (Path(path).resolve().name, split) if part)
-    return ItemImages(f"data set {text!r}", name, loaded, lambda row: row[columns[0]], say)
+    return ItemImages(f"data set {text!r}", name, Path(path), loaded, lambda row: row[columns[0]], say)
 
 
 def _parts(text: str, form: str) -> tuple[str, str, str]:

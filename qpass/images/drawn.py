@@ -117,14 +117,12 @@ class OriginalImages(DrawnImages):
 
 def facts(ctx: PassContext) -> dict[str, Any]:
     """How the images are drawn, for the protocol of whatever is measured on them."""
-    return {
-        "sampler": ctx.sampling.scheduler,
-        "steps": ctx.sampling.steps,
-        "eta": ctx.sampling.eta,
-        "guidance": ctx.sampling.guidance,
-        "seed": ctx.seed,
-        "rounding": "[-1, 1] to 0..255, to nearest",
-    }
+    from qpass.recipe.structure import to_data
+
+    how = dict(to_data(ctx.sampling))
+    how.pop("batch")  # the same images but for a rounding of one level in a thousand values
+    sampler = how.pop("scheduler")
+    return {"sampler": sampler, **how, "seed": ctx.seed, "rounding": "[-1, 1] to 0..255, to nearest"}
 
 
 def identity(graph: GraphModule, ctx: PassContext) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -37,12 +37,7 @@ class FolderImages(Images):
         return len(self.files)
 
     def fingerprint(self) -> str:
-        total = hashlib.sha256()
-        for file in self.files:
-            state = file.stat()
-            row = f"{file.relative_to(self.path).as_posix()}\0{state.st_size}\0{state.st_mtime_ns}\n"
-            total.update(row.encode("utf-8", "surrogateescape"))
-        return total.hexdigest()
+        return files_fingerprint(self.path, self.files)
 
     def read(self, start: int) -> Iterator[Pictures]:
         from PIL import Image
@@ -61,3 +56,13 @@ class FolderImages(Images):
             return reader.picture(image, f"image {str(file)!r}")
 
         return stacked(one(file) for file in self.files[start:])
+
+
+def files_fingerprint(root: Path, files: Iterable[Path]) -> str:
+    """A hash of the files' paths below a folder, their sizes and the times they were written."""
+    total = hashlib.sha256()
+    for file in files:
+        state = file.stat()
+        row = f"{file.relative_to(root).as_posix()}\0{state.st_size}\0{state.st_mtime_ns}\n"
+        total.update(row.encode("utf-8", "surrogateescape"))
+    return total.hexdigest()
