@@ -13,6 +13,7 @@ from qpass.evaluator import EvaluationError, Metric
 from qpass.images import Images
 from qpass.measuring import Bench
 from qpass.model import ModelAdapter
+from qpass.sampling import Sampling
 from qpass_evaluators.feature_evaluator import FeatureEvaluator
 from qpass_evaluators.networks.feature_network import FeatureNetwork
 from qpass_evaluators.through_inception import SAMPLES
@@ -41,7 +42,7 @@ class ClassAccuracy(FeatureEvaluator):
 
     def requires(self, model: ModelAdapter) -> None:
         super().requires(model)
-        given = model.sampler().conditions(range(2 * CLASSES)).given
+        given = model.sampler().conditions(range(2 * CLASSES), Sampling()).given
         in_turn = torch.arange(2 * CLASSES) % CLASSES
         if len(given) != 1 or given[0].shape != in_turn.shape or not torch.equal(given[0].cpu(), in_turn):
             raise EvaluationError(
