@@ -41,7 +41,6 @@ class ClassAccuracy(FeatureEvaluator):
         return Classifier()
 
     def requires(self, model: ModelAdapter) -> None:
-        super().requires(model)
         given = model.sampler().conditions(range(2 * CLASSES), Sampling()).given
         in_turn = torch.arange(2 * CLASSES) % CLASSES
         if len(given) != 1 or given[0].shape != in_turn.shape or not torch.equal(given[0].cpu(), in_turn):
@@ -49,6 +48,7 @@ class ClassAccuracy(FeatureEvaluator):
                 f"evaluator {self.name!r} needs a model of CIFAR-10's ten classes, and {model.name!r} draws images "
                 f"without such classes; remove use = {self.name!r} from [[evaluators]]"
             )
+        super().requires(model)
 
     def measure(self, images: Images, bench: Bench) -> Sequence[Metric]:
         seen = self.see(images, bench)

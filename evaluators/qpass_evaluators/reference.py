@@ -131,7 +131,7 @@ def make_reference(network: FeatureNetwork, images: Images, bench: Bench, about:
         "rows": len(next(iter(state.rows.values()))),
     }
     document["hash"] = content_hash(tensors, document)
-    content: bytes = save(tensors, metadata={"qpass_reference": json.dumps(document, sort_keys=True)})
+    content: bytes = save(tensors, metadata={"qpass_reference": json.dumps(document)})
     return content
 
 

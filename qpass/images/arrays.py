@@ -61,7 +61,7 @@ class ArrayImages(Images):
                     raise EvaluationError(
                         f"{self.label} is cut short: it ends within image {first} to {first + count}"
                     )
-                yield first, np.frombuffer(raw, self.dtype).reshape(count, *shape[1:])
+                yield first, np.frombuffer(bytearray(raw), self.dtype).reshape(count, *shape[1:])
 
     def _opened(self) -> IO[bytes]:
         try:

@@ -93,8 +93,8 @@ def hugging_face_images(text: str, say: Say) -> Images:
         loaded = datasets.load_from_disk(path)
     except Exception as error:  # whatever a folder of something else leads to
         raise EvaluationError(
-            f"{text!r} cannot be opened: {' '.join(str(error).split())}; write it with save_to_disk, or give "
-            "the folder itself where it holds image files"
+            f"{text!r} cannot be opened: {' '.join(str(error).split())}; write it with save_to_disk, or give the "
+            "folder itself where it holds image files"
         ) from error
     if isinstance(loaded, dict):
         split = split or (next(iter(loaded)) if len(loaded) == 1 else split)
