@@ -19,7 +19,7 @@ from qpass_evaluators.through_inception import SAMPLES
 
 @attrs.frozen(kw_only=True)
 class ClassifierScore(FeatureEvaluator):
-    """exp E KL(p(y|x) ‖ p(y)) over the ten classes of the CIFAR-10 classifier that ships; at most 10.
+    """Sureness and variety: exp E KL(p(y|x) ‖ p(y)) over ten classes, by the CIFAR-10 classifier that ships.
 
     classifier_score: the mean over `splits` equal parts of the images (32 x 32) in a random order. It works offline
     and says how sure and how varied the images look, but compares with no Inception Score.

@@ -19,7 +19,7 @@ from qpass_evaluators.through_inception import PRECISION, RESIZE, SAMPLES, Preci
 
 @attrs.frozen(kw_only=True)
 class InceptionScore(FeatureEvaluator):
-    """exp E KL(p(y|x) ‖ p(y)) over the 1,008 classes of Inception, Salimans et al. (2016).
+    """Sureness and variety: exp E KL(p(y|x) ‖ p(y)) over the 1,008 classes of Inception, Salimans et al. (2016).
 
     is: the mean over `splits` equal parts of the images in a random order; is_std: the standard deviation over them.
     The weights that ship have no classes: give the full ones, which torch-fidelity downloads.
