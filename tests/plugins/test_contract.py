@@ -490,8 +490,10 @@ class TestEvaluators:
             evaluator = attrs.evolve(evaluator, against=str(tmp_path / "eight.npz"))
         context = attrs.evolve(context, scratch=tmp_path)
         if cls.name in REFUSED:  # no weights, other images, or too few
-            with pytest.raises(EvaluationError):
-                evaluator.observe(Subject(role="original", graph=context.reference), context)
+            original = Subject(role="original", graph=context.reference)
+            with pytest.raises(EvaluationError):  # noqa: PT012
+                seen = evaluator.observe(original, context)
+                evaluator.score(evaluator.observe(quantized, context), seen)
             return
         refuse(evaluator, context.model)
         original = Subject(role="original", graph=context.reference)
