@@ -15,9 +15,13 @@ from qpass.progress import Progress
 
 @attrs.frozen(kw_only=True, eq=False)
 class Samples:
-    """Calibration data: rows of denoiser inputs `(x, t, *cond)`, as a sampler would pass them."""
+    """Calibration data: rows of denoiser inputs `(x, t, *cond)`, as a sampler would pass them.
+
+    The inputs at the places `unbatched` have no rows: they are the same for all, such as Flux's positions.
+    """
 
     inputs: tuple[Tensor, ...]
+    unbatched: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.inputs[0])
@@ -29,12 +33,17 @@ class Samples:
 
     def take(self, rows: Tensor) -> Samples:
         """Some of the rows."""
-        return Samples(inputs=tuple(part[rows] for part in self.inputs))
+        parts = (part if place in self.unbatched else part[rows] for place, part in enumerate(self.inputs))
+        return Samples(inputs=tuple(parts), unbatched=self.unbatched)
 
     def batches(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
         """The rows in order, in batches on a device."""
         for start in range(0, len(self), size):
-            yield tuple(part[start : start + size].to(device) for part in self.inputs)
+            rows = slice(start, start + size)
+            yield tuple(
+                (part if place in self.unbatched else part[rows]).to(device)
+                for place, part in enumerate(self.inputs)
+            )
 
 
 class _Recorder(Interpreter):

@@ -34,7 +34,7 @@ class Metric:
     value: float
     better: Literal["higher", "lower"] = "higher"
     unit: str = ""
-    subject: Literal["original", "quantized", "pair"] = "quantized"
+    subject: Literal["original", "quantized", "pair", "images"] = "quantized"
     protocol: Mapping[str, Any] = attrs.field(factory=dict)
 
 
@@ -90,6 +90,10 @@ class Evaluator(ABC):
     needs: ClassVar[Literal["images", "model"]] = "model"  # "images": the model must be able to sample
     exact: ClassVar[bool] = True  # False: values vary between equal runs and go to timings.json
 
+    def requires(self, model: ModelAdapter) -> None:
+        """What can be known before anything is loaded; raise `EvaluationError` with the way out."""
+        return
+
     @abstractmethod
     def observe(self, subject: Subject, ctx: PassContext) -> Observation:
         """Look at one model. `ctx.reference` is its full-precision teacher."""
@@ -100,12 +104,13 @@ class Evaluator(ABC):
 
 
 def refuse(evaluator: Evaluator, adapter: ModelAdapter) -> None:
-    """Raise `EvaluationError` where the evaluator needs images and none can be drawn from the model."""
+    """Raise `EvaluationError` where the evaluator cannot do its work on this model."""
     if evaluator.needs == "images" and (reason := adapter.cannot_sample()):
         raise EvaluationError(
             f"evaluator {evaluator.name!r} needs images, but {reason}; remove use = {evaluator.name!r} from "
             "[[evaluators]], or use a model that images can be drawn from"
         )
+    evaluator.requires(adapter)
 
 
 def check_observation(evaluator: Evaluator, seen: object) -> None:

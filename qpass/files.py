@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import hashlib
 import json
@@ -27,6 +28,13 @@ _WAYS_OUT = {
     errno.EISDIR: "a file stands where a folder should be, or the other way round; choose another folder with --out",
     errno.EFBIG: "files may not grow that large here; raise the limit (`ulimit -f`), or choose another folder",
 }
+
+
+def temporary_folder() -> Path:
+    """A new folder that is gone when the process ends."""
+    path = Path(tempfile.mkdtemp(prefix="qpass-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
 
 
 @contextmanager

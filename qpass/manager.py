@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from qpass.analysis import Analyses, Analysis
 from qpass.errors import PreconditionError, QpassError
+from qpass.files import temporary_folder
 from qpass.model import ModelAdapter
 from qpass.plugins import Catalog
 from qpass.progress import Progress
@@ -25,7 +26,10 @@ T = TypeVar("T")
 
 @attrs.frozen(kw_only=True, eq=False)
 class PassContext:
-    """Everything around the graph. `reference` is the full-precision teacher, never rewritten."""
+    """Everything around the graph. `reference` is the full-precision teacher, never rewritten.
+
+    `scratch` is a folder for what took long and can be made again; in a run it outlives the process.
+    """
 
     model: ModelAdapter
     reference: GraphModule
@@ -36,7 +40,7 @@ class PassContext:
     device: torch.device = attrs.field(factory=lambda: torch.device("cpu"))
     analyses: Analyses = attrs.field(factory=Analyses)
     progress: Progress = attrs.field(factory=Progress)
-    scratch: Path = attrs.field(factory=Path)
+    scratch: Path = attrs.field(factory=temporary_folder)
     memory_budget: int = 4 << 30
 
     def get(self, analysis: Analysis[T], graph: GraphModule) -> T:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qpass.errors import ModelError
+from qpass.errors import ModelError, RecipeError
 from qpass.progress import Progress
 from qpass.sampling import Denoise, Sampler, Sampling, trajectory
 
@@ -64,6 +64,18 @@ class ModelAdapter(ABC):
         """Why no images can be drawn from this model, or None if they can."""
         return f"model {self.name!r} does not say how images are drawn from it"
 
+    def unbatched(self) -> tuple[int, ...]:
+        """Places in `example()` of inputs that have no batch: the same for every sample, such as positions."""
+        return ()
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Raise a `RecipeError` where this model lacks what it is sampled with, such as prompts, or cannot use it.
+
+        Only called where `cannot_sample()` is None.
+        """
+        if sampling.prompts or sampling.negative_prompt:
+            raise RecipeError(f"sampling.prompts: model {self.name!r} takes no text; leave them out")
+
     def sampler(self) -> Sampler:
         """What sampling needs to know; only called where `cannot_sample()` is None."""
         raise ModelError(self.cannot_sample() or f"model {self.name!r} has no sampler")
@@ -74,19 +86,20 @@ class ModelAdapter(ABC):
         *,
         seed: int,
         count: int,
+        first: int = 0,
         sampling: Sampling,
         device: torch.device,
         stream: str = "evaluation",
         progress: Progress | None = None,
         title: str = "sample",
     ) -> Iterator[Tensor]:
-        """Draw `count` images, as uint8 batches N x H x W x 3 on the CPU."""
+        """Draw `count` images from number `first` on, as uint8 batches N x H x W x 3 on the CPU."""
         if reason := self.cannot_sample():
             raise ModelError(reason)
         sampler = self.sampler()
         with (progress or Progress()).task(title, count * sampling.steps) as task:
-            for start in range(0, count, sampling.batch):
-                indices = range(start, min(start + sampling.batch, count))
+            for start in range(first, first + count, sampling.batch):
+                indices = range(start, min(start + sampling.batch, first + count))
                 x: Tensor | None = None
                 for moment in trajectory(
                     denoise, sampler, sampling,

@@ -1,4 +1,4 @@
-"""Images drawn once and shared by every evaluator that looks at images."""
+"""Drawn images in memory, for evaluators that compare a few of them one by one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from attrs import validators as v
 from torch.fx import GraphModule
 
 from qpass.analysis import Analysis, Tensors
+from qpass.images import DrawnImages, Images, OriginalImages
 from qpass.manager import PassContext
 
 Pictures = np.ndarray[Any, Any]  # uint8, N x H x W x 3
@@ -26,7 +27,7 @@ class ReferenceImages(Analysis[Pictures]):
     count: int = attrs.field(validator=v.ge(1), metadata={"help": "images to draw"})
 
     def compute(self, graph: GraphModule, ctx: PassContext) -> Pictures:
-        return draw(graph, ctx, self.count, "images of the original")
+        return joined(ctx.get(OriginalImages(count=self.count), graph))
 
     def merge(self, parts: list[Pictures]) -> Pictures:
         return np.concatenate(parts)
@@ -46,22 +47,12 @@ class GraphImages(Analysis[Pictures]):
     count: int = attrs.field(validator=v.ge(1), metadata={"help": "images to draw"})
 
     def compute(self, graph: GraphModule, ctx: PassContext) -> Pictures:
-        return draw(graph, ctx, self.count, "images of the quantized")
+        return joined(ctx.get(DrawnImages(count=self.count), graph))
 
     def merge(self, parts: list[Pictures]) -> Pictures:
         return np.concatenate(parts)
 
 
-def draw(graph: GraphModule, ctx: PassContext, count: int, title: str) -> Pictures:
-    """The first `count` images of the evaluation stream."""
-    batches = ctx.model.sample(
-        graph,
-        seed=ctx.seed,
-        count=count,
-        sampling=ctx.sampling,
-        device=ctx.device,
-        progress=ctx.progress,
-        title=title,
-    )
-    with torch.no_grad():
-        return np.concatenate([batch.numpy() for batch in batches])
+def joined(images: Images) -> Pictures:
+    """All of them in one array: for few images."""
+    return np.concatenate(list(images.batches(len(images))))

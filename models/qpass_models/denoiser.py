@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -13,9 +13,13 @@ from torch import Tensor, nn
 
 from qpass.errors import ModelError
 from qpass.model import ModelAdapter
-from qpass.sampling import Conditions, Sampler, to_uint8
+from qpass.sampling import Sampler, Sampling, to_uint8
 from qpass_models import signatures
+from qpass_models.conditions import FROM_TEXT, KNOWN, UNBATCHED, Conditioner
 from qpass_models.examples import example, image_size
+from qpass_models.text import TextEncoders, needs_transformers
+
+FLUX = "FluxTransformer2DModel"
 
 
 class Denoiser(ModelAdapter):
@@ -49,6 +53,18 @@ class Denoiser(ModelAdapter):
     def decoder(self) -> Callable[[Tensor], Tensor] | None:
         """What turns latents into uint8 images, if there is one."""
 
+    @abstractmethod
+    def pixels_per_latent(self) -> int:
+        """How much larger images are than what the denoiser draws: 1 without an autoencoder."""
+
+    @abstractmethod
+    def texts(self) -> TextEncoders | None:
+        """What encodes prompts, if text encoders belong to it."""
+
+    def classes(self) -> Callable[[], Tensor] | None:
+        """The table of class embeddings that a text model is conditioned on in place of text, if there is one."""
+        return None
+
     @property
     def _signature(self) -> signatures.Signature:
         return signatures.signature(self.class_name, self.architecture, optional=self.optional_inputs)
@@ -72,7 +88,7 @@ class Denoiser(ModelAdapter):
 
     def example(self, batch: int = 2) -> tuple[Tensor, ...]:
         """Seeded inputs."""
-        return example(self._signature, self.architecture, batch, dtype=self.dtype_)
+        return example(self._signature, self.architecture, batch, dtype=self.dtype_, size=self._size())
 
     def dynamic(self) -> tuple[tuple[int, ...], ...]:
         """Batch, and the image size of UNets."""
@@ -86,14 +102,23 @@ class Denoiser(ModelAdapter):
         """How the class is called."""
         return attrs.asdict(self._signature)
 
+    def unbatched(self) -> tuple[int, ...]:
+        """Flux's positions are the same for every image."""
+        return tuple(place for place, key in enumerate(self._signature.inputs) if key in UNBATCHED)
+
     def cannot_sample(self) -> str | None:
-        """Text-conditional models need prompts; a lone component needs a noise schedule; latents, a decoder."""
-        extra = [key for key in self._signature.inputs[2:] if key != "class_labels"]
-        if extra:
+        """Text needs its encoders; a lone component needs a noise schedule; latents need a decoder."""
+        inputs = self._signature.inputs[2:]
+        if unknown := [key for key in inputs if key not in KNOWN]:
+            return f"{self.class_name} also takes {', '.join(unknown)}, and qpass does not know what to give"
+        text = [key for key in inputs if key in FROM_TEXT]
+        if text and self.texts() is None and self.classes() is None:
             return (
-                f"{self.class_name} also takes {', '.join(extra)}, which come from a text encoder, and qpass "
-                "does not sample with prompts yet"
+                f"{self.class_name} also takes {', '.join(text)}, which come from a text encoder, and none that "
+                "qpass knows lies beside it; give the whole pipeline"
             )
+        if text and self.classes() is None and (reason := needs_transformers()):
+            return reason
         if self.schedule() is None:
             return (
                 "the model comes without a noise schedule; give the whole pipeline, or "
@@ -101,31 +126,71 @@ class Denoiser(ModelAdapter):
             )
         if self.decoder() is None and self.architecture.get("out_channels", 3) not in (3, 6):
             return "its outputs are latents and no autoencoder lies beside it; give the whole pipeline"
-        if image_size(self.architecture) is None:
+        if self._size() is None:
             return "its configuration gives no sample_size, the height and width of what it draws"
         return None
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Prompts for models of text, and for those alone."""
+        self._conditioner().check(sampling)
+
     def sampler(self) -> Sampler:
-        """Shape, schedule, classes and decoder."""
+        """Shape, schedule, conditions and decoder."""
         if reason := self.cannot_sample():
             raise ModelError(reason)
+        height, width = self._size() or (0, 0)
+        channels, schedule, draw = self.architecture["in_channels"], dict(self.schedule() or {}), self.decoder()
+        if draw is not None:
+            schedule.setdefault("clip_sample", False)  # latents have no range; DDIM would take them for images
+        flux, patch = self.class_name == FLUX, self.architecture.get("patch_size") or 1
+        if flux:  # its latents are 2 x 2 patches in a row, its noise levels end at 1/n, its time goes from 1 to 0
+            patch, schedule = 2, {"timestep_spacing": "trailing", **schedule}
+            draw = functools.partial(_unpacked, (height, width), draw or to_uint8)
+        tokens = height // patch * (width // patch)
+        if schedule.get("use_dynamic_shifting"):
+            schedule["image_tokens"] = tokens
         return Sampler(
-            shape=(self.architecture["in_channels"], *(image_size(self.architecture) or ())),
-            scheduler_config=dict(self.schedule() or {}),
+            shape=(tokens, channels) if flux else (channels, height, width),
+            scheduler_config=schedule,
             dtype=self.dtype_,
-            conditions=functools.partial(_classes, self._signature.inputs, self.architecture),
-            decode=self.decoder() or to_uint8,
+            time_scale=1e-3 if flux else 1.0,
+            conditions=self._conditioner(),
+            decode=draw or to_uint8,
+        )
+
+    def _size(self) -> tuple[int, int] | None:
+        """Height and width of the latents. Flux has none of its own; its pipeline takes 128."""
+        default = (128, 128) if self.class_name == FLUX else None
+        return image_size(self.architecture) or default
+
+    def _conditioner(self) -> Conditioner:
+        height, width = self._size() or (0, 0)
+        scale = self.pixels_per_latent()
+        return Conditioner(
+            inputs=self._signature.inputs[2:],
+            config=self.architecture,
+            dtype=self.dtype_,
+            grid=(height, width),
+            pixels=(height * scale, width * scale),
+            texts=self.texts(),
+            classes=self.classes(),
         )
 
 
-def _classes(inputs: Sequence[str], config: Mapping[str, Any], indices: Sequence[int]) -> Conditions:
-    """Class labels in turn. diffusers' DiT keeps one more row in its table, for no class."""
-    if "class_labels" not in inputs:
-        return Conditions()
-    count = int(config.get("num_embeds_ada_norm") or config.get("num_class_embeds") or 1)
-    given = torch.tensor([i % count for i in indices])
-    has_empty = config.get("num_embeds_ada_norm") is not None
-    return Conditions(given=(given,), empty=(torch.full_like(given, count),) if has_empty else None)
+def _unpacked(grid: tuple[int, int], draw: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Flux's row of patches, N x tokens x 4C, as latents N x C x H x W, then drawn."""
+    rows, columns = grid[0] // 2, grid[1] // 2
+    x = x.reshape(len(x), rows, columns, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return draw(x.reshape(len(x), -1, 2 * rows, 2 * columns))
+
+
+def pixel_scale(autoencoder: Mapping[str, Any]) -> int:
+    """How often an autoencoder of that configuration halves an image, as a factor.
+
+    >>> pixel_scale({"block_out_channels": [128, 256, 512, 512]})
+    8
+    """
+    return int(2 ** (len(autoencoder.get("block_out_channels") or [0]) - 1))
 
 
 @torch.no_grad()

@@ -15,6 +15,8 @@ from qpass_models.signatures import known
 
 DENOISERS = ("unet", "transformer")
 AUTOENCODERS = ("vae", "vqvae")
+CLASSES = "class_embedder"
+TEXTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
 
 
 @attrs.frozen(kw_only=True)
@@ -52,13 +54,28 @@ class Folder:
                 return self.pipeline / name
         return None
 
+    @property
+    def classes(self) -> Path | None:
+        """The pipeline's class embedding, if it has one."""
+        folder = self.pipeline / CLASSES if self.pipeline else None
+        return folder if folder and folder.is_dir() else None
+
+    @property
+    def text_pipeline(self) -> str | None:
+        """The pipeline's class, if text encoders are part of it."""
+        if self.pipeline is None or not any((self.pipeline / name).is_dir() for name in TEXTS[:3]):
+            return None
+        return str(read_json(self.pipeline / "model_index.json").get("_class_name"))
+
     def fingerprint(self) -> str:
-        """A hash over every file that determines images: weights, configurations, scheduler, autoencoder."""
-        folders = [self.denoiser, self.autoencoder, self.pipeline / "scheduler" if self.pipeline else None]
+        """A hash over every file that determines images: weights, configurations, and what comes before and after."""
+        beside = ("scheduler", CLASSES, *TEXTS)
+        parts = [self.pipeline / name for name in beside] if self.pipeline else []
+        folders = [self.denoiser, self.autoencoder, *parts]
         digest = hashlib.sha256()
         for folder in folders:
             for file in sorted(folder.iterdir()) if folder and folder.is_dir() else ():
-                if file.is_file() and file.suffix in (".json", ".safetensors", ".bin"):
+                if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".txt", ".model"):
                     digest.update(file.name.encode() + b"\0")
                     with file.open("rb") as opened:
                         digest.update(hashlib.file_digest(opened, "sha256").digest())
@@ -69,7 +86,8 @@ def find(path: Path, component: str = "") -> Folder:
     """The denoiser in a folder: the folder itself, or a component of the pipeline that it holds."""
     if not path.is_dir():
         raise ModelError(
-            f"model.path: no folder {str(path)!r}; give one that `save_pretrained` wrote, or a hub id"
+            f"model.path: no folder {str(path)!r}; give one that `save_pretrained` wrote, or a hub id, with "
+            "--set model.path=FOLDER"
         )
     if (path / "model_index.json").is_file():
         parts = {p.name: p for p in path.iterdir() if (p / "config.json").is_file()}

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from qpass.errors import ModelError
-from qpass_models.denoiser import Denoiser, decode, diffusers_class
+from qpass_models.class_embedder import ClassEmbedder, read_table
+from qpass_models.denoiser import Denoiser, decode, diffusers_class, pixel_scale
 from qpass_models.diffusers_folder import Folder, download, find, read_json
+from qpass_models.text import TextEncoders, known, load_encoders
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -23,9 +25,9 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class DiffusersModel(Denoiser):
     """A UNet2DModel, UNet2DConditionModel, DiT, PixArt, SD3 or Flux transformer saved by diffusers.
 
-    Images can be drawn from unconditional and class-conditional models: image i is of class i modulo the number
-    of classes. A pipeline's autoencoder decodes latents. Text-conditional models are quantized and measured on
-    given inputs, but not yet sampled.
+    Image i is of class i modulo the number of classes, or of prompt i modulo the number of prompts in [sampling].
+    A pipeline's text encoders encode them, and its autoencoder decodes latents; a lone text-conditional denoiser is
+    quantized and measured on given inputs, but not sampled.
     """
 
     name: ClassVar[str] = "diffusers"
@@ -46,6 +48,8 @@ class DiffusersModel(Denoiser):
         validator=attrs.validators.in_(tuple(_DTYPES)),
         metadata={"help": "number format of what stays in floating point"},
     )
+    # what was read from the folder for sampling, once for all that sample
+    _parts: dict[str, Any] = attrs.field(init=False, factory=dict, eq=False, repr=False)
 
     def folder(self) -> Folder:
         """Where the denoiser lies on disk."""
@@ -65,7 +69,10 @@ class DiffusersModel(Denoiser):
 
     @property
     def optional_inputs(self) -> tuple[str, ...]:
-        return self.optional
+        """Those given; a PixArt pipeline also gives the mask of its text."""
+        folder = self.folder()
+        mask = folder.class_name == "PixArtTransformer2DModel" and folder.text_pipeline is not None
+        return self.optional or (("encoder_attention_mask",) if mask else ())
 
     @property
     def dtype_(self) -> torch.dtype:
@@ -87,7 +94,31 @@ class DiffusersModel(Denoiser):
     def decoder(self) -> Callable[[Tensor], Tensor] | None:
         """The pipeline's autoencoder."""
         autoencoder = self.folder().autoencoder
-        return FolderDecoder(autoencoder) if autoencoder else None
+        return self._part("decoder", lambda: FolderDecoder(autoencoder)) if autoencoder else None
+
+    def pixels_per_latent(self) -> int:
+        """As the autoencoder's configuration says."""
+        autoencoder = self.folder().autoencoder
+        return pixel_scale(read_json(autoencoder / "config.json")) if autoencoder else 1
+
+    def texts(self) -> TextEncoders | None:
+        """The pipeline's text encoders."""
+        folder = self.folder()
+        if (path := folder.pipeline) is None or not known(folder.text_pipeline or ""):
+            return None
+        texts: TextEncoders = self._part("texts", lambda: TextEncoders(lambda: load_encoders(path, self.dtype_)))
+        return texts
+
+    def classes(self) -> Callable[[], Tensor] | None:
+        """The pipeline's class embedding."""
+        path = self.folder().classes
+        return self._part("classes", lambda: ClassEmbedder(lambda: read_table(path))) if path else None
+
+    def _part(self, name: str, make: Callable[[], Any]) -> Any:
+        """That part of the pipeline, made when first asked for."""
+        if name not in self._parts:
+            self._parts[name] = make()
+        return self._parts[name]
 
 
 def _defaults(name: str) -> dict[str, Any]:

@@ -101,8 +101,9 @@ class DiTModel(ModelAdapter):
                 "beta_schedule": self.beta_schedule,
                 "prediction_type": "epsilon",
                 "clip_sample": config.in_channels == 3,
+                "variance_type": "learned_range" if config.learn_sigma else "fixed_large",
             },
-            conditions=lambda indices: _classes(indices, config.num_classes),
+            conditions=lambda indices, sampling: _classes(indices, config.num_classes),
             decode=FolderDecoder(Path(self.vae)) if self.vae else to_uint8,
         )
 

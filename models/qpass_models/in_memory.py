@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from qpass.errors import ModelError
 from qpass.model import ModelAdapter
 from qpass_models import signatures
-from qpass_models.denoiser import Denoiser, decode
-from qpass_models.diffusers_folder import AUTOENCODERS, DENOISERS
+from qpass_models.denoiser import Denoiser, decode, pixel_scale
+from qpass_models.diffusers_folder import AUTOENCODERS, DENOISERS, TEXTS
+from qpass_models.text import TextEncoders, known
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -38,6 +39,10 @@ class InMemory(Denoiser):
     autoencoder: Any = attrs.field(
         default=None, metadata={"help": "what decodes latents; a pipeline brings its own", "data": False}
     )
+    pipeline: Any = attrs.field(
+        default=None, metadata={"help": "what encodes prompts: the pipeline it came in", "data": False}
+    )
+    _kept: list[TextEncoders] = attrs.field(init=False, factory=list, repr=False)
 
     def __attrs_post_init__(self) -> None:
         if type(self.module).__name__ not in signatures.known():
@@ -56,7 +61,15 @@ class InMemory(Denoiser):
         if module is None or not hasattr(thing, "scheduler"):
             return None
         coder = next((c for name in AUTOENCODERS if (c := getattr(thing, name, None)) is not None), None)
-        return cls(module=module, scheduler=dict(thing.scheduler.config), autoencoder=coder)
+        texts = known(type(thing).__name__)
+        mask = texts and type(module).__name__ == "PixArtTransformer2DModel"
+        return cls(
+            module=module,
+            scheduler=dict(thing.scheduler.config),
+            optional=("encoder_attention_mask",) if mask else (),
+            autoencoder=coder,
+            pipeline=thing if texts else None,
+        )
 
     @property
     def class_name(self) -> str:
@@ -91,6 +104,19 @@ class InMemory(Denoiser):
     def schedule(self) -> Mapping[str, Any] | None:
         """The pipeline's, or the one given."""
         return self.scheduler or None
+
+    def pixels_per_latent(self) -> int:
+        """As the autoencoder's configuration says."""
+        return 1 if self.autoencoder is None else pixel_scale(self.autoencoder.config)
+
+    def texts(self) -> TextEncoders | None:
+        """The pipeline's own."""
+        encoders = [getattr(self.pipeline, name, None) for name in TEXTS[:3]]
+        if all(encoder is None for encoder in encoders):
+            return None
+        if not self._kept:
+            self._kept.append(TextEncoders(lambda: self.pipeline))
+        return self._kept[0]
 
     def decoder(self) -> Callable[[Tensor], Tensor] | None:
         """The pipeline's autoencoder."""

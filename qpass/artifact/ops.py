@@ -17,7 +17,7 @@ from qpass.kernels import reference
 _ATEN = frozenset(
     """
     _safe_softmax _softmax _to_copy _unsafe_view abs adaptive_avg_pool2d add addmm alias amax amin arange argmax argmin
-    avg_pool2d baddbmm bitwise_and bitwise_not bitwise_or bmm broadcast_to bucketize cat ceil chunk clamp
+    avg_pool2d baddbmm bitwise_and bitwise_not bitwise_or bmm broadcast_to bucketize cat ceil chunk clamp concat
     clamp_max clamp_min clone constant_pad_nd contiguous conv1d conv2d conv3d cos cumsum detach div einsum elu
     embedding empty empty_like eq exp exp2 expand expand_as eye fill flatten flip floor floor_divide full
     full_like gather ge gelu group_norm gt hardsigmoid hardswish index index_select interpolate isfinite isnan

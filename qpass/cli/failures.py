@@ -37,8 +37,9 @@ def report(error: BaseException, *, debug: bool) -> int:
 
 
 def interrupted(command: str | None) -> int:
-    """Only a run keeps its stages, so only a run can promise to go on where it stopped."""
-    click.echo("interrupted; the same command resumes" if command == "run" else "interrupted", err=True)
+    """Only what keeps its stages can promise to go on where it stopped."""
+    resumes = command in ("run", "reference")
+    click.echo("interrupted; the same command resumes" if resumes else "interrupted", err=True)
     return 130
 
 

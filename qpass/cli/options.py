@@ -53,6 +53,25 @@ class Device(click.ParamType):  # type: ignore[type-arg]
         return str(value)
 
 
+def key_value(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse what is not KEY=VALUE."""
+    for value in values:
+        key, equals, _ = value.partition("=")
+        if not equals or not key.strip():
+            raise click.BadParameter(
+                f"{value!r} is not KEY=VALUE; write for example passes.brecq.iterations=200", ctx=ctx, param=param
+            )
+    return values
+
+
+settings = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=key_value,
+    help="Change one option of the recipe, after any preset. May be given several times.",
+)
 debug = click.option(
     "--debug", is_flag=True, expose_value=False, help="Show the traceback of whatever goes wrong."
 )
@@ -72,7 +91,24 @@ plugin = click.option(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Also load this plugin file (.py). May be given several times.",
 )
+resize = click.option(
+    "--resize",
+    metavar="pytorch|tensorflow",
+    help="How images reach Inception's size: as in pytorch-fid, or as in TensorFlow 1, ADM and torch-fidelity.  "
+    "[default: pytorch]",
+)
+precision = click.option(
+    "--precision", metavar="float32|bfloat16", help="Of the feature network's arithmetic.  [default: float32]"
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def assigned(overrides: tuple[str, ...], **flags: str | int | None) -> list[tuple[tuple[str, ...], Any]]:
+    """The options of evaluators given as flags, then those given with --set, each as a path and a value."""
+    from qpass.recipe.override import parse_assignment
+
+    given = [((name,), value) for name, value in flags.items() if value is not None]
+    return [*given, *map(parse_assignment, overrides)]
 
 
 def catalog(plugins: tuple[Path, ...]) -> Catalog:

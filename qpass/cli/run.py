@@ -9,16 +9,6 @@ import click
 from qpass.cli import options, recipes
 
 
-def _settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    for value in values:
-        key, equals, _ = value.partition("=")
-        if not equals or not key.strip():
-            raise click.BadParameter(
-                f"{value!r} is not KEY=VALUE; write for example passes.brecq.iterations=200", ctx=ctx, param=param
-            )
-    return values
-
-
 @click.command("run", short_help="Carry out a recipe: quantize, measure, report.", epilog=options.EXIT_CODES)
 @click.argument("recipe", shell_complete=recipes.complete)
 @click.option(
@@ -28,14 +18,7 @@ def _settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...
     help="The run's folder.  [default: runs/<recipe>-<model>]",
 )
 @click.option("--preset", metavar="NAME", help="Apply the recipe's [presets.NAME], for example `fast`.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    callback=_settings,
-    help="Change one option of the recipe, after the preset. May be given several times.",
-)
+@options.settings
 @options.device
 @options.plugin
 @options.debug

@@ -1,4 +1,4 @@
-"""`qpass sample`: look at what a quantized model draws."""
+"""`qpass sample`: look at what a model draws."""
 
 from __future__ import annotations
 
@@ -10,34 +10,41 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qpass.cli import options
+from qpass.errors import did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from qpass.plugins import Catalog
+
 GAP = 2  # white pixels between images
 
 
-def _png(ctx: click.Context, param: click.Parameter, out: Path) -> Path:
-    """Refuse, before anything is drawn, a file that could not be written after it."""
-    if out.suffix.lower() != ".png":
-        raise click.BadParameter(f"{str(out)!r} must end in .png", ctx=ctx, param=param)
+def _out(ctx: click.Context, param: click.Parameter, out: Path) -> Path:
+    """Refuse, before anything is drawn, what could not be written after it."""
+    if out.suffix.lower() not in (".png", ".npz", ""):
+        why = f"{str(out)!r} must end in .png (one grid) or .npz (an array), or in nothing (a folder of PNGs)"
+        raise click.BadParameter(why, ctx=ctx, param=param)
     if not out.parent.is_dir():
         raise click.BadParameter(f"there is no folder {str(out.parent)!r}; create it first", ctx=ctx, param=param)
+    if out.is_dir() != (out.suffix == "") and out.exists():
+        kind = "a folder" if out.is_dir() else "a file"
+        raise click.BadParameter(f"{str(out)!r} is {kind} already; choose another name", ctx=ctx, param=param)
     return out
 
 
-@click.command("sample", short_help="Draw images from a quantized model.", epilog=options.EXIT_CODES)
-@click.argument("folder", metavar="RUN|ARTIFACT", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.command("sample", short_help="Draw images from a quantized or original model.", epilog=options.EXIT_CODES)
+@click.argument("source", metavar="RUN|ARTIFACT|MODEL")
 @click.option(
     "--count", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="How many images."
 )
 @click.option(
     "--out",
     required=True,
-    metavar="FILE.png",
-    callback=_png,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The image grid to write; a file that is there is replaced.",
+    metavar="FILE.png|FILE.npz|DIR",
+    callback=_out,
+    type=click.Path(path_type=Path),
+    help="Where to write: a grid, an array, or one PNG per image in a folder.",
 )
 @click.option(
     "--seed",
@@ -53,36 +60,72 @@ def _png(ctx: click.Context, param: click.Parameter, out: Path) -> Path:
     metavar="N",
     help="Denoising steps per image.  [default: as in the recipe]",
 )
+@options.settings
 @options.device
 @options.plugin
 @options.debug
 def command(
-    folder: Path, count: int, out: Path, seed: int, steps: int | None, device: str, plugins: tuple[Path, ...]
+    source: str,
+    count: int,
+    out: Path,
+    seed: int,
+    steps: int | None,
+    overrides: tuple[str, ...],
+    device: str,
+    plugins: tuple[Path, ...],
 ) -> None:
-    """Draw images from the quantized model in a run's folder, or in an artifact's, into one PNG file.
+    """Draw images from the quantized model in a run's folder or an artifact's, or from an original model by name.
 
-    The images stand in rows, image 0 at the top left, in a grid as nearly square as their number allows. With the
-    same seed, two models draw from the same noise, so their grids can be compared image by image.
+    With the same seed, two models draw from the same noise, so their images can be compared one by one. A grid
+    stands in rows, image 0 at the top left, as nearly square as the number allows. FILE.npz holds one array,
+    `arr_0`, uint8 N x H x W x 3. A folder gets 000000.png and so on, and sampling.json, which says how they were
+    drawn; interrupted, the same command goes on where it stopped.
 
     \b
     Examples:
       qpass sample runs/w4a4-cifar10-unet --out grid.png
       qpass sample runs/mine/artifact --count 16 --seed 7 --out seven.png
-      qpass sample runs/mine --steps 20 --device cuda --out quick.png
+      qpass sample cifar10-unet --set sampling.scheduler=ddpm --steps 1000 --out original.png
+      qpass sample diffusers --set model.path=my-pipeline/ --count 5000 --device cuda --out images/
 
-    It writes FILE.png and nothing else. The file appears when it is complete; its folder must exist.
+    A file appears when it is complete and replaces the one that is there; the folder it lies in must exist.
     """
+    import numpy as np
+
     from qpass.files import write_file
     from qpass.progress import for_terminal
-    from qpass.run import sample
+    from qpass.run import draw
 
     catalog = options.catalog(plugins)
+    changes = (*overrides, *([f"sampling.steps={steps}"] if steps else []))
     with for_terminal() as progress:
-        images = sample(
-            folder, count=count, seed=seed, steps=steps, device=device, progress=progress, catalog=catalog
-        )
-    write_file(out, png(grid(images)))
+        if Path(source).is_dir():
+            found = draw.artifact(Path(source), catalog=catalog, device=device, overrides=changes)
+        else:
+            _known(source, catalog)
+            found = draw.original(source, catalog=catalog, device=device, overrides=changes)
+        if not out.suffix:
+            draw.into_folder(found, out, seed=seed, count=count, progress=progress)
+        else:
+            images = np.concatenate(list(found.batches(seed=seed, count=count, progress=progress)))
+            write_file(out, draw.png(grid(images)) if out.suffix.lower() == ".png" else _npz(images))
     click.echo(str(out))
+
+
+def _known(source: str, catalog: Catalog) -> None:
+    """Refuse what is neither a folder nor a model's name."""
+    names = tuple(catalog.classes["models"])
+    if source not in names:
+        raise click.UsageError(f"no folder {source!r}, and no model of that name: {did_you_mean(source, names)}")
+
+
+def _npz(images: np.ndarray[Any, Any]) -> bytes:
+    """The array as ADM's evaluator takes it."""
+    import numpy as np
+
+    file = io.BytesIO()
+    np.savez(file, arr_0=images)
+    return file.getvalue()
 
 
 def grid(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -102,12 +145,3 @@ def grid(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         top, left = index // columns * (height + GAP), index % columns * (width + GAP)
         sheet[top : top + height, left : left + width] = image
     return sheet
-
-
-def png(image: np.ndarray[Any, Any]) -> bytes:
-    """The image as the bytes of a PNG file."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, format="PNG")
-    return file.getvalue()

@@ -13,7 +13,7 @@ import attrs
 import cattrs
 
 from qpass.analysis import Analysis
-from qpass.errors import PluginError, QpassError, did_you_mean
+from qpass.errors import PluginError, QpassError, RecipeError, did_you_mean
 from qpass.plugins import Catalog
 from qpass.quantizer import Quantizer
 
@@ -68,7 +68,7 @@ class Structure:
                 self.problems.append(f"{place}: unknown option {key!r}, {did_you_mean(key, fields)}")
                 continue
             noted = len(self.problems)
-            value = self._value(raw, types[fields[key].name], f"{place}: {key}")
+            value = self._value(raw, _accepts(fields[key], types), f"{place}: {key}")
             if len(self.problems) == noted:
                 values[key] = value
                 self._validate(fields[key], value, place)
@@ -81,9 +81,11 @@ class Structure:
             return None
         try:
             return cls(**values)
+        except RecipeError as error:
+            self.problems += [f"{place}: {problem}" for problem in error.problems]
         except (ValueError, TypeError, QpassError) as error:
             self.problems.append(f"{place}: {_message(error)}")
-            return None
+        return None
 
     def _validate(self, field: attrs.Attribute[Any], value: Any, place: str) -> None:
         """Ask a field's validator alone, so that one wrong option does not hide another."""
@@ -103,6 +105,9 @@ class Structure:
         cls = origin if isinstance(origin, type) else kind
         if origin in (Union, UnionType) and len(one := [a for a in args if a is not type(None)]) == 1:
             return None if raw is None else self._value(raw, one[0], place)
+        if origin in (Union, UnionType) and str in args and len(one) == 2:
+            one.remove(str)
+            return raw if isinstance(raw, str) else self._value(raw, one[0], place)
         for base, plural in _KIND_OF:
             if isinstance(cls, type) and issubclass(cls, base):
                 return self.choose(plural, raw, place)
@@ -163,6 +168,14 @@ def _types(cls: type) -> dict[str, Any]:
             f"the option types of {cls.__qualname__} cannot be resolved ({error}); "
             "import them at run time, not under TYPE_CHECKING"
         ) from error
+
+
+def _accepts(field: attrs.Attribute[Any], types: Mapping[str, Any]) -> Any:
+    """The type that a field is given: what its converter takes, where it has one that says."""
+    if field.converter is None:
+        return types[field.name]
+    hints = {k: v for k, v in get_type_hints(field.converter).items() if k != "return"}
+    return next(iter(hints.values()), types[field.name])
 
 
 def _strict(kind: type) -> Callable[[Any, Any], Any]:

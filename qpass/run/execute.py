@@ -85,6 +85,7 @@ def check(recipe: Recipe, catalog: Catalog) -> None:
     if adapter.cannot_sample() is None:
         schedule = adapter.sampler().scheduler_config
         questions.append(("sampling", partial(make_scheduler, recipe.sampling, schedule)))
+        questions.append(("sampling", partial(adapter.check_sampling, recipe.sampling)))
     problems: list[str] = []
     for asked, question in questions:
         try:

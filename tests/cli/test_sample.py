@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
-import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,17 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What `qpass sample` asked for; it gets images whose every pixel is their number."""
     seen: dict[str, Any] = {}
 
-    def sample(folder: Path, **rest: Any) -> np.ndarray[Any, Any]:
-        seen.update(folder=folder, **rest)
-        return np.arange(rest["count"], dtype=np.uint8).reshape(-1, 1, 1, 1) + np.zeros((1, 4, 6, 3), np.uint8)
+    class Numbers:
+        def batches(self, **rest: Any) -> Iterator[np.ndarray[Any, Any]]:
+            seen.update(rest)
+            count = rest["count"]
+            yield np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1) + np.zeros((1, 4, 6, 3), np.uint8)
 
-    made = ModuleType("qpass.run")
-    made.sample = sample  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "qpass.run", made)
+    def artifact(folder: Path, **rest: Any) -> Numbers:
+        seen.update(folder=folder, **rest)
+        return Numbers()
+
+    monkeypatch.setattr("qpass.run.draw.artifact", artifact)
     return seen
 
 
@@ -37,7 +41,8 @@ def test_the_grid_holds_every_image_in_order(calls: dict[str, Any], tmp_path: Pa
     out = tmp_path / "grid.png"
     args = ["--count", "7", "--seed", "3", "--steps", "5"]
     assert main(["sample", str(tmp_path), "--out", str(out), *args]) == 0
-    assert [calls[k] for k in ("folder", "count", "seed", "steps", "device")] == [tmp_path, 7, 3, 5, "cpu"]
+    asked = [calls[k] for k in ("folder", "count", "seed", "overrides", "device")]
+    assert asked == [tmp_path, 7, 3, ("sampling.steps=5",), "cpu"]
     sheet = np.asarray(Image.open(out))
     for i in range(7):
         top, left = i // 3 * (4 + GAP), i % 3 * (6 + GAP)
@@ -85,7 +90,7 @@ def test_the_target_folder_must_exist(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--out", "grid.jpg"], "--out: 'grid.jpg' must end in .png"),
+        (["--out", "grid.jpg"], "--out: 'grid.jpg' must end in .png (one grid) or .npz (an array)"),
         (["--out", "grid.png", "--count", "0"], "--count: 0 is not in the range x>=1"),
         ([], "Missing option '--out'"),
     ],
@@ -99,4 +104,74 @@ def test_bad_options(args: list[str], message: str, tmp_path: Path, capsys: pyte
 def test_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The folder is named."""
     assert main(["sample", str(tmp_path / "none"), "--out", str(tmp_path / "grid.png")]) == 2
-    assert "none' does not exist" in capsys.readouterr().err
+    assert "none', and no model of that name: known: " in capsys.readouterr().err
+
+
+def test_a_model_by_name_draws_its_own_images(unet_folder: Path, tmp_path: Path) -> None:
+    """The images of a folder, of an array and of a grid are those that the original draws, one by one."""
+    args = [
+        "sample",
+        "diffusers",
+        "--set",
+        f"model.path={unet_folder}",
+        "--set",
+        "sampling.batch=2",
+        "--steps",
+        "2",
+    ]
+    for out in ("images", "array.npz", "grid.png"):
+        assert main([*args, "--count", "5", "--seed", "3", "--out", str(tmp_path / out)]) == 0
+    files = [np.asarray(Image.open(tmp_path / "images" / f"{i:06d}.png")) for i in range(5)]
+    with np.load(tmp_path / "array.npz") as stored:
+        assert (stored["arr_0"] == np.stack(files)).all()
+    assert (np.asarray(Image.open(tmp_path / "grid.png")) == grid(np.stack(files))).all()
+    about = json.loads((tmp_path / "images" / "sampling.json").read_text())
+    assert about["seed"] == 3
+    assert about["steps"] == 2
+    assert len(list((tmp_path / "images").iterdir())) == 6
+
+
+def test_an_interrupted_folder_is_filled_up(unet_folder: Path, tmp_path: Path) -> None:
+    """Only missing batches are drawn again, and the images are those of an unbroken run."""
+    out = tmp_path / "images"
+    args = [
+        "sample",
+        "diffusers",
+        "--set",
+        f"model.path={unet_folder}",
+        "--set",
+        "sampling.batch=2",
+        "--steps",
+        "2",
+    ]
+    args += ["--count", "5", "--out", str(out)]
+    assert main(args) == 0
+    whole = {file.name: file.read_bytes() for file in out.iterdir()}
+    (out / "000003.png").unlink()
+    kept = (out / "000000.png").stat().st_mtime_ns
+    assert main(args) == 0
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == whole
+    assert (out / "000000.png").stat().st_mtime_ns == kept
+
+
+def test_images_drawn_otherwise_are_never_mixed(
+    unet_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder of another seed, or of something else, is refused and left as it was."""
+    out = tmp_path / "images"
+    args = ["sample", "diffusers", "--set", f"model.path={unet_folder}", "--steps", "1", "--count", "1"]
+    assert main([*args, "--out", str(out)]) == 0
+    assert main([*args, "--out", str(out), "--seed", "1"]) == 2
+    assert "holds images that were drawn otherwise: seed 0 against 1" in capsys.readouterr().err
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.txt").write_text("mine")
+    assert main([*args, "--out", str(other)]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert [file.name for file in other.iterdir()] == ["mine.txt"]
+
+
+def test_an_artifact_takes_only_sampling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What would change the model is refused before it is loaded."""
+    assert main(["sample", str(tmp_path), "--out", str(tmp_path / "g.png"), "--set", "model.use=x"]) == 2
+    assert "only sampling.* can be set" in capsys.readouterr().err

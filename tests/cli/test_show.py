@@ -14,6 +14,7 @@ from qpass.cli import main
 from qpass.cli.describe import options
 from qpass.cli.show import find, render
 from qpass.plugins import catalog
+from qpass.recipe.structure import to_data
 from qpass.sampling import Sampling
 
 
@@ -53,7 +54,7 @@ def test_sampling_shows_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "sampling", "--json"]) == 0
     (entry,) = json.loads(capsys.readouterr().out)
     shown = {o["name"]: json.loads(o["default"]) for o in entry["options"]}
-    assert shown == attrs.asdict(Sampling())
+    assert shown == to_data(Sampling())
 
 
 def test_all_kinds_of_one_name_are_shown(tmp_path: Path, plugin: Path) -> None:

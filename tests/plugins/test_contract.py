@@ -7,9 +7,11 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import attrs
+import numpy as np
 import pytest
 import tomli_w
 import torch
@@ -19,7 +21,7 @@ from torch.fx import GraphModule
 from qpass.analysis import Analysis
 from qpass.artifact import Artifact, load_artifact, save
 from qpass.cli.describe import docstring, first_sentence
-from qpass.evaluator import Metric, Subject, check_observation, refuse
+from qpass.evaluator import EvaluationError, Metric, Subject, check_observation, refuse
 from qpass.graph import check_devices, is_compute, sizes
 from qpass.graph.names import origins
 from qpass.kernels import reference
@@ -36,7 +38,8 @@ EVERY = [
     pytest.param(kind, cls, id=f"{kind}-{name}") for kind in KINDS for name, cls in KNOWN.classes[kind].items()
 ]
 # options that must be given, or that keep a test short
-GIVEN: dict[str, Any] = {"path": "somewhere", "match": "*"}
+GIVEN: dict[str, Any] = {"path": "somewhere", "match": "*", "against": "images.npz"}
+REFUSED = ("classifier", "classifier-score", "fd", "inception-score", "lpips")
 SHORT: dict[str, Any] = {
     "samples": 4,
     "steps": 2,
@@ -477,9 +480,19 @@ class TestEvaluators:
         assert cls.needs in ("images", "model")
         assert isinstance(cls.exact, bool)
 
-    def test_it_refuses_or_measures(self, cls: Any, context: PassContext, quantized: Subject) -> None:
+    def test_it_refuses_or_measures(
+        self, cls: Any, context: PassContext, quantized: Subject, tmp_path: Path
+    ) -> None:
         """Observations are well-formed and survive a merge; metrics are numbers with all that determines them."""
+        np.savez(tmp_path / "eight.npz", arr_0=np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8))
         evaluator = short(cls)
+        if "against" in attrs.fields_dict(cls):
+            evaluator = attrs.evolve(evaluator, against=str(tmp_path / "eight.npz"))
+        context = attrs.evolve(context, scratch=tmp_path)
+        if cls.name in REFUSED:  # no weights, other images, or too few
+            with pytest.raises(EvaluationError):
+                evaluator.observe(Subject(role="original", graph=context.reference), context)
+            return
         refuse(evaluator, context.model)
         original = Subject(role="original", graph=context.reference)
         with torch.no_grad():

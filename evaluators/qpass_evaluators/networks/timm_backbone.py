@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
-import timm
 import torch
 import torch.nn.functional as F
 from attrs import validators as v
@@ -94,6 +93,8 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 def check_name(model: str) -> None:
     """Raise `EvaluationError` where timm has no such model."""
+    import timm  # here and below: so that looking at the plugins does not import it
+
     if not timm.is_model(model):
         names = did_you_mean(model.split(".")[0], timm.list_models())
         raise EvaluationError(f"timm: no model is called {model!r}; {names}")
@@ -109,6 +110,8 @@ def fetch(model: str) -> str:
 
 
 def _config(net: nn.Module, size: int) -> dict[str, Any]:
+    import timm
+
     config: dict[str, Any] = timm.data.resolve_model_data_config(net)
     if config["interpolation"] not in ("bicubic", "bilinear"):
         raise EvaluationError(f"timm: models with interpolation {config['interpolation']!r} are not supported")
@@ -116,6 +119,8 @@ def _config(net: nn.Module, size: int) -> dict[str, Any]:
 
 
 def _create(model: str, size: int) -> nn.Module:
+    import timm
+
     check_name(model)
     try:
         net: nn.Module = timm.create_model(

@@ -50,12 +50,17 @@ class UniformSteps(Analysis[Samples]):
                         rows[moment.index].append(tuple(part.cpu() for part in moment.inputs))
                     task.advance(len(indices))
         flat = [inputs for step in rows.values() for inputs in step]
-        return Samples(inputs=tuple(torch.cat(parts) for parts in zip(*flat, strict=True)))
+        fixed = ctx.model.unbatched()
+        columns = enumerate(zip(*flat, strict=True))
+        inputs = tuple(parts[0] if place in fixed else torch.cat(parts) for place, parts in columns)
+        return Samples(inputs=inputs, unbatched=fixed)
 
     def dump(self, value: Samples) -> Tensors:
         """The rows, numbered by input."""
-        return {f"input{i}": part for i, part in enumerate(value.inputs)}
+        return {f"{'fixed' if i in value.unbatched else 'input'}{i}": part for i, part in enumerate(value.inputs)}
 
     def restore(self, tensors: Tensors) -> Samples:
         """The rows again."""
-        return Samples(inputs=tuple(tensors[f"input{i}"] for i in range(len(tensors))))
+        fixed = tuple(i for i in range(len(tensors)) if f"fixed{i}" in tensors)
+        names = (f"{'fixed' if i in fixed else 'input'}{i}" for i in range(len(tensors)))
+        return Samples(inputs=tuple(tensors[name] for name in names), unbatched=fixed)

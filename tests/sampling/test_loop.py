@@ -60,7 +60,7 @@ def test_streams_of_noise_are_apart():
 
 def test_guidance_by_hand():
     """e = e_empty + w (e_given - e_empty), from one call on both halves; at w = 1 one half is called."""
-    conditions = lambda indices: Conditions(  # noqa: E731
+    conditions = lambda indices, sampling: Conditions(  # noqa: E731
         given=(torch.tensor([float(i) for i in indices]),), empty=(torch.full((len(indices),), 9.0),)
     )
     sampler = Sampler(shape=(2, 4, 4), scheduler_config=CONFIG, conditions=conditions)

@@ -1,0 +1,78 @@
+"""What evaluators that compare features share: find both sides, see them with one network, say how it was done."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from qpass.evaluator import EvaluationError, Metric
+from qpass.images import Images
+from qpass.measuring import Bench, ImageEvaluator
+from qpass.model import ModelAdapter
+from qpass_evaluators import against
+from qpass_evaluators.features import Features, extract
+from qpass_evaluators.networks.feature_network import FeatureNetwork
+from qpass_evaluators.population import Population
+from qpass_evaluators.reference import make_reference
+
+PIXELS = "uint8, 0..255"  # what every network here is given, whatever was drawn or read
+
+
+class FeatureEvaluator(ImageEvaluator):
+    """Looks at images through a feature network."""
+
+    better: ClassVar[Literal["higher", "lower"]] = "lower"
+
+    @abstractmethod
+    def network(self) -> FeatureNetwork:
+        """Through which network."""
+
+    def requires(self, model: ModelAdapter) -> None:
+        self.network().protocol()  # names the weights, so they must be there
+
+    def see(self, images: Images, bench: Bench) -> Features:
+        """The images' features."""
+        return extract(self.network(), images, bench)
+
+    def metric(self, name: str, value: float, seen: Features, **how: Any) -> Metric:
+        """A metric with all that determined it; `how` is what the formula adds."""
+        protocol = {**seen.protocol(), **seen.images.protocol(), "pixels": PIXELS, "size": seen.size, **how}
+        return Metric(name=name, value=value, better=self.better, subject="images", protocol=protocol)
+
+
+class ComparingEvaluator(FeatureEvaluator):
+    """Compares images with those of a data set, or with statistics in their place: the option `against`."""
+
+    against: str
+    rows: ClassVar[bool] = False  # whether features are needed, and not their moments alone
+
+    @abstractmethod
+    def compare(self, ours: Features, theirs: Population, bench: Bench) -> Sequence[Metric]:
+        """The metrics of one side against the other."""
+
+    @abstractmethod
+    def flags(self) -> str:
+        """The options with which `qpass reference` makes what fits."""
+
+    def requires(self, model: ModelAdapter) -> None:
+        super().requires(model)
+        against.check(self.against, self.network(), rows=self.rows, flags=self.flags())
+
+    def measure(self, images: Images, bench: Bench) -> Sequence[Metric]:
+        network = self.network()
+        against.check(self.against, network, rows=self.rows, flags=self.flags())
+        ours = self.see(images, bench)
+        theirs = against.find(self.against, network, bench, rows=self.rows, flags=self.flags())
+        if theirs.size != ours.size:
+            bench.warn(f"{self.name}: images of {ours.size} are compared with images of {theirs.size}")
+        return self.compare(ours, theirs, bench)
+
+    def reference(self, images: Images, bench: Bench, about: Mapping[str, Any]) -> bytes:
+        return make_reference(self.network(), images, bench, about)
+
+
+def at_least(name: str, count: int, needed: int, why: str) -> None:
+    """Raise `EvaluationError` where there are too few images for the formula."""
+    if count < needed:
+        raise EvaluationError(f"{name}: {count} images are too few; {why} needs at least {needed}")

@@ -1,0 +1,146 @@
+"""Features of images, kept on disk in shards as they are computed: one extraction serves every metric.
+
+A shard holds all outputs of the network for `ROWS` images. An extraction that was interrupted goes on with the next
+shard; in memory are one shard's images and features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from qpass.files import checksum, write_file
+from qpass.images import Images
+from qpass.measuring import Bench
+from qpass_evaluators.networks.feature_network import FeatureNetwork
+from qpass_evaluators.population import Population
+from qpass_evaluators.statistics.moments import Moments, gather
+
+ROWS = 256  # images in each shard; a multiple of every network's batch, so that features do not depend on it
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Shard:
+    """Features of consecutive images by output, N x D; the images' size, and a hash of their pixels."""
+
+    features: Mapping[str, Tensor]
+    size: str
+    pixels: str
+
+    def __len__(self) -> int:
+        return len(next(iter(self.features.values())))
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Features(Population):
+    """The features of all images, in a folder."""
+
+    images: Images
+    network: FeatureNetwork
+    folder: Path
+    about: Mapping[str, str]  # size and digest
+
+    @property
+    def name(self) -> str:
+        return self.images.name
+
+    @property
+    def count(self) -> int:
+        return len(self.images)
+
+    @property
+    def size(self) -> str:
+        return self.about["size"]
+
+    @property
+    def digest(self) -> str:
+        return self.about["digest"]
+
+    def protocol(self) -> Mapping[str, Any]:
+        return self.network.protocol()
+
+    def moments(self, output: str) -> Moments:
+        return gather(self.parts(output), self.network.dimensions()[output])
+
+    def rows(self, output: str) -> Tensor:
+        return torch.cat(list(self.parts(output)))
+
+    def parts(self, output: str) -> Iterator[Tensor]:
+        """The features in order, shard by shard."""
+        for index in range(math.ceil(self.count / ROWS)):
+            with safe_open(place(self.folder, index), "pt") as file:
+                yield file.get_tensor(output)
+
+
+def extract(network: FeatureNetwork, images: Images, bench: Bench) -> Features:
+    """The features of all images; those that are already on disk are not computed again."""
+    key = {"images": images.fingerprint(), "protocol": dict(network.protocol()), "device": bench.device.type}
+    folder = bench.folder / "features" / checksum(key)[:16]
+    total = math.ceil(len(images) / ROWS)
+    done = 0
+    size, digest = "", ""
+    while done < total and (kept := read(place(folder, done))) is not None:
+        size, digest = kept.size, chained(digest, kept.pixels)
+        done += 1
+    for index, shard in enumerate(shards(network, images, bench, start=done), done):
+        tensors = {name: rows.contiguous() for name, rows in shard.features.items()}
+        about = {"size": shard.size, "pixels": shard.pixels}
+        about["checksum"] = hash_of(tensors)
+        write_file(place(folder, index), save(tensors, metadata={"qpass": json.dumps(about)}))
+        size, digest = shard.size, chained(digest, shard.pixels)
+    return Features(images=images, network=network, folder=folder, about={"size": size, "digest": digest[:16]})
+
+
+def shards(network: FeatureNetwork, images: Images, bench: Bench, start: int = 0) -> Iterator[Shard]:
+    """The features of the images from shard number `start` on."""
+    first = start * ROWS
+    if first >= len(images):
+        return
+    with bench.progress.task(f"features of {images.name}", len(images) - first) as task:
+        for batch in images.batches(ROWS, first):
+            features = network.features(batch, bench.device)
+            size = f"{batch.shape[1]}x{batch.shape[2]}"
+            yield Shard(features=features, size=size, pixels=hashlib.sha256(batch.tobytes()).hexdigest())
+            task.advance(len(batch))
+
+
+def place(folder: Path, index: int) -> Path:
+    """Where a shard is kept."""
+    return folder / f"{index:06d}.safetensors"
+
+
+def read(file: Path) -> Shard | None:
+    """A shard, if it is there and whole."""
+    try:
+        with safe_open(file, "pt") as opened:
+            about = json.loads((opened.metadata() or {})["qpass"])
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no mapping
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+    if about["checksum"] != hash_of(tensors):
+        return None
+    return Shard(features=tensors, size=about["size"], pixels=about["pixels"])
+
+
+def chained(digest: str, pixels: str) -> str:
+    """The hash of all images so far, from that of all before and that of one shard."""
+    return hashlib.sha256(f"{digest} {pixels}".encode()).hexdigest()
+
+
+def hash_of(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of the tensors' bytes."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        total.update(name.encode())
+        total.update(tensors[name].numpy().tobytes())
+    return total.hexdigest()

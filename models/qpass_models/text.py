@@ -1,0 +1,132 @@
+"""Prompts as inputs of a denoiser, by the text encoders of its pipeline and the pipeline's own `encode_prompt`."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from qpass.errors import ModelError
+from qpass_models.diffusers_folder import read_json
+
+# what `encode_prompt` of each pipeline returns, as inputs of its denoiser; "-" marks those of the negative prompt
+_RETURNS: dict[str, tuple[str, ...]] = {
+    "StableDiffusionPipeline": ("encoder_hidden_states", "-encoder_hidden_states"),
+    "StableDiffusionXLPipeline": (
+        "encoder_hidden_states",
+        "-encoder_hidden_states",
+        "added_cond_kwargs.text_embeds",
+        "-added_cond_kwargs.text_embeds",
+    ),
+    **dict.fromkeys(
+        ("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
+        ("encoder_hidden_states", "encoder_attention_mask", "-encoder_hidden_states", "-encoder_attention_mask"),
+    ),
+    "StableDiffusion3Pipeline": (
+        "encoder_hidden_states",
+        "-encoder_hidden_states",
+        "pooled_projections",
+        "-pooled_projections",
+    ),
+    "FluxPipeline": ("encoder_hidden_states", "pooled_projections", "txt_ids"),
+}
+_NOT_NEEDED = ("unet", "transformer", "vae", "scheduler", "safety_checker", "feature_extractor", "image_encoder")
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Encoded:
+    """Tensors by the name of the input they are for: one row for each prompt, and one of the negative prompt.
+
+    `empty` has nothing where the pipeline does not guide by a second call.
+    """
+
+    given: Mapping[str, Tensor]
+    empty: Mapping[str, Tensor]
+
+
+class TextEncoders:
+    """A pipeline's text encoders: loaded when prompts come, gone when they are encoded; the result is kept."""
+
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self._load = load
+        self._kept: tuple[tuple[Sequence[str], str], Encoded] | None = None
+
+    def __call__(self, prompts: Sequence[str], negative: str) -> Encoded:
+        """Encode, unless the same was asked last."""
+        if self._kept is None or self._kept[0] != (prompts, negative):
+            self._kept = ((prompts, negative), encode(self._load(), prompts, negative))
+        return self._kept[1]
+
+
+def known(pipeline: str) -> bool:
+    """Whether prompts can be encoded for a pipeline class."""
+    return pipeline in _RETURNS
+
+
+@torch.no_grad()
+def encode(pipe: Any, prompts: Sequence[str], negative: str) -> Encoded:
+    """Each prompt by itself, so that the result depends on nothing else in the list."""
+    names = _RETURNS[type(pipe).__name__]
+    rows = [dict(zip(names, _encode_one(pipe, prompt, negative), strict=True)) for prompt in prompts]
+    plain = [name for name in names if not name.startswith("-")]
+    return Encoded(
+        given={n: rows[0][n] if n == "txt_ids" else torch.cat([row[n] for row in rows]).cpu() for n in plain},
+        empty={name[1:]: rows[0][name].cpu() for name in names if name.startswith("-")},
+    )
+
+
+def _encode_one(pipe: Any, prompt: str, negative: str) -> Sequence[Tensor]:
+    options = {
+        "prompt": [prompt],
+        "prompt_2": None,
+        "prompt_3": None,
+        "device": pipe.device,
+        "num_images_per_prompt": 1,
+        "do_classifier_free_guidance": True,
+    }
+    if negative:  # without one, each pipeline has its own idea of what is empty
+        options["negative_prompt"] = [negative]
+    taken = inspect.signature(pipe.encode_prompt).parameters
+    result: Sequence[Tensor] = pipe.encode_prompt(**{k: v for k, v in options.items() if k in taken})
+    return result
+
+
+def needs_transformers() -> str | None:
+    """The way out where the library of text encoders is missing."""
+    if importlib.util.find_spec("transformers") is None:
+        return "its text encoders need transformers, which is not installed; pip install 'qpass[text]'"
+    return None
+
+
+def load_encoders(folder: Path, dtype: torch.dtype) -> Any:
+    """The pipeline in a folder with its tokenizers and text encoders, and without all that is larger."""
+    import diffusers
+    from diffusers.utils import logging
+
+    if reason := needs_transformers():
+        raise ModelError(f"{str(folder)!r}: {reason}")
+    cls = getattr(diffusers, str(read_json(folder / "model_index.json")["_class_name"]))
+    taken = inspect.signature(cls.__init__).parameters
+    absent: dict[str, Any] = {name: None for name in _NOT_NEEDED if name in taken}
+    if "requires_safety_checker" in taken:
+        absent["requires_safety_checker"] = False
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        return cls.from_pretrained(folder, local_files_only=True, torch_dtype=dtype, **absent)
+    except (
+        Exception
+    ) as error:  # diffusers and transformers raise OSError, ValueError, SafetensorError, RuntimeError
+        first = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"the text encoders in {str(folder)!r} cannot be loaded: {first}; fetch the folder again, it may be "
+            "cut short"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)

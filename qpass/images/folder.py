@@ -1,0 +1,68 @@
+"""Images in a folder and the folders below it, in the order of their paths."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+from qpass.evaluator import EvaluationError
+from qpass.images.contract import Images, Pictures, Say, stacked
+from qpass.images.pixels import Reader
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+class FolderImages(Images):
+    """PNG, JPEG and WebP files. A file that cannot be read is named, and stops the reading."""
+
+    def __init__(self, path: Path, say: Say) -> None:
+        self.path, self.say = path, say
+        if not self.files:
+            raise EvaluationError(
+                f"folder {str(path)!r} holds no images; looked for {', '.join(SUFFIXES)} in it and the folders below"
+            )
+
+    @cached_property
+    def files(self) -> tuple[Path, ...]:
+        found = (file for file in self.path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        return tuple(sorted(found, key=lambda file: file.relative_to(self.path).as_posix()))
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def fingerprint(self) -> str:
+        return files_fingerprint(self.path, self.files)
+
+    def read(self, start: int) -> Iterator[Pictures]:
+        from PIL import Image
+
+        reader = Reader(f"folder {str(self.path)!r}", self.say)
+
+        def one(file: Path) -> Pictures:
+            try:
+                with Image.open(file) as image:
+                    image.load()
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise EvaluationError(
+                    f"image {str(file)!r} cannot be read: {reason}; remove it or make it again"
+                ) from error
+            return reader.picture(image, f"image {str(file)!r}")
+
+        return stacked(one(file) for file in self.files[start:])
+
+
+def files_fingerprint(root: Path, files: Iterable[Path]) -> str:
+    """A hash of the files' paths below a folder, their sizes and the times they were written."""
+    total = hashlib.sha256()
+    for file in files:
+        state = file.stat()
+        row = f"{file.relative_to(root).as_posix()}\0{state.st_size}\0{state.st_mtime_ns}\n"
+        total.update(row.encode("utf-8", "surrogateescape"))
+    return total.hexdigest()

@@ -1,0 +1,142 @@
+"""Draw images from an artifact, or from an original model."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+
+from qpass.artifact import load
+from qpass.device import select_device
+from qpass.errors import ArtifactError, ModelError, RecipeError, StorageError
+from qpass.files import storage, write_file
+from qpass.model import ModelAdapter
+from qpass.plugins import Catalog
+from qpass.progress import Progress
+from qpass.recipe import Recipe, from_data
+from qpass.sampling import Denoise, Sampling
+
+ABOUT = "sampling.json"  # beside images in a folder: what they were drawn from, and how
+Pictures = np.ndarray[Any, Any]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Source:
+    """A model to draw from, and how it is drawn from. `about` says so in plain data."""
+
+    adapter: ModelAdapter
+    denoise: Denoise
+    sampling: Sampling
+    device: torch.device
+    about: Mapping[str, Any]
+
+    @torch.no_grad()
+    def batches(
+        self, *, seed: int, count: int, first: int = 0, progress: Progress | None = None
+    ) -> Iterator[Pictures]:
+        """Images `first` to `first + count - 1`, uint8 N x H x W x 3."""
+        for batch in self.adapter.sample(
+            self.denoise, seed=seed, first=first, count=count, sampling=self.sampling, device=self.device,
+            progress=progress,
+        ):  # fmt: skip
+            yield batch.numpy()
+
+
+def artifact(folder: Path, *, catalog: Catalog, device: str = "cpu", overrides: Sequence[str] = ()) -> Source:
+    """The quantized model of a run's or an artifact's folder, sampled as its recipe says.
+
+    The original weights are not read; the noise schedule, and a pipeline's autoencoder, come from where the
+    model came from.
+    """
+    where = select_device(device)
+    for text in overrides:
+        if not text.strip().startswith("sampling."):
+            raise RecipeError(f"--set {text}: of an artifact, only sampling.* can be set; it is already quantized")
+    model = load(folder, where, catalog)
+    try:
+        # what the artifact itself says is checked first, so that a mistake in --set is told apart from it
+        data = from_data(model.about["recipe"], catalog=catalog, name=str(folder)).data()
+    except (KeyError, RecipeError) as error:
+        raise ArtifactError(f"{str(folder)!r} does not say how to sample from it: {error}") from error
+    recipe = from_data(data, catalog=catalog, name=str(folder), overrides=overrides)
+    return _source(recipe, str(folder), lambda: model.denoise, where)
+
+
+def original(name: str, *, catalog: Catalog, device: str = "cpu", overrides: Sequence[str] = ()) -> Source:
+    """A model in full precision, by the name of its adapter; `model.path` and the like are overrides."""
+    where = select_device(device)
+    recipe = from_data({"model": {"use": name}}, catalog=catalog, name=name, overrides=overrides)
+    return _source(
+        recipe, name, lambda: functools.partial(recipe.model.call, recipe.model.load().to(where)), where
+    )
+
+
+def _source(recipe: Recipe, what: str, denoise: Callable[[], Denoise], device: torch.device) -> Source:
+    if reason := recipe.model.cannot_sample():
+        raise ModelError(f"cannot sample from {what!r}: {reason}")
+    about = {"model": recipe.model.name, "weights": recipe.model.fingerprint(), **attrs.asdict(recipe.sampling)}
+    return Source(
+        adapter=recipe.model, denoise=denoise(), sampling=recipe.sampling, device=device,
+        about={"drawn_from": what, **about},
+    )  # fmt: skip
+
+
+def sample(
+    folder: Path, *, count: int, seed: int = 0, steps: int | None = None, device: str = "cpu",
+    progress: Progress | None = None, catalog: Catalog,
+) -> Pictures:  # fmt: skip
+    """Images of an artifact, uint8 N x H x W x 3, all in memory."""
+    overrides = [f"sampling.steps={steps}"] if steps else []
+    source = artifact(folder, catalog=catalog, device=device, overrides=overrides)
+    return np.concatenate(list(source.batches(seed=seed, count=count, progress=progress)))
+
+
+def into_folder(source: Source, folder: Path, *, seed: int, count: int, progress: Progress | None = None) -> None:
+    """One PNG per image, named by its number. Images that are there already are kept, not drawn again."""
+    about = json.loads(json.dumps({**source.about, "seed": seed}))
+    _claim(folder, about)
+    size = source.sampling.batch  # whole batches, since equal bytes are promised at equal batch size
+    for start in range(0, count, size):
+        files = [folder / f"{i:06d}.png" for i in range(start, min(start + size, count))]
+        if all(file.is_file() for file in files):
+            continue
+        (batch,) = source.batches(seed=seed, first=start, count=len(files), progress=progress)
+        for file, image in zip(files, batch, strict=True):
+            write_file(file, png(image))
+
+
+def _claim(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write down what the folder's images are; refuse one that holds others."""
+    note = folder / ABOUT
+    with storage(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        filled = any(folder.iterdir())
+    if not filled:
+        write_file(note, json.dumps(about, indent=2, sort_keys=True) + "\n")
+        return
+    try:
+        there = json.loads(note.read_text())
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"{str(folder)!r} is not empty, and no {ABOUT} says what is in it; choose another --out"
+        ) from error
+    if unlike := sorted(key for key in about.keys() | there.keys() if about.get(key) != there.get(key)):
+        told = "; ".join(f"{key} {there.get(key)!r} against {about.get(key)!r}" for key in unlike)
+        raise StorageError(f"{str(folder)!r} holds images that were drawn otherwise: {told}; choose another --out")
+
+
+def png(image: Pictures) -> bytes:
+    """The image as the bytes of a PNG file."""
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="PNG")
+    return file.getvalue()

@@ -1,0 +1,28 @@
+"""Draw images: noise, one scheduler of diffusers, and any denoiser called as `denoise(x, t, *cond)`."""
+
+from __future__ import annotations
+
+from qpass.sampling.loop import (
+    Conditions,
+    Denoise,
+    Moment,
+    Sampler,
+    generator,
+    to_uint8,
+    trajectory,
+)
+from qpass.sampling.options import Sampling
+from qpass.sampling.schedulers import make_scheduler, plain_plan
+
+__all__ = [
+    "Conditions",
+    "Denoise",
+    "Moment",
+    "Sampler",
+    "Sampling",
+    "generator",
+    "make_scheduler",
+    "plain_plan",
+    "to_uint8",
+    "trajectory",
+]

@@ -1,0 +1,112 @@
+"""Features are computed once, in shards on disk; interrupted, the same figures come out and nothing is done twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from qpass_evaluators import features
+from qpass_evaluators.features import extract
+from thumbnail import Thumbnail
+
+from qpass.images import open_images
+from qpass.measuring import Bench
+from qpass.progress import Progress, Task
+
+Photos = Callable[..., Path]
+
+
+class PowerError(Exception):
+    """The power goes."""
+
+
+@pytest.fixture(autouse=True)
+def _short_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "ROWS", 32)
+
+
+def test_they_are_the_networks(thumbnail: list[int], photos: Photos, tmp_path: Path) -> None:
+    """All outputs of all images in order, with moments to match, and the images' size."""
+    images = open_images(str(photos("a", 70)))
+    seen = extract(Thumbnail(), images, Bench(folder=tmp_path))
+    whole = next(images.batches(70))
+    expected = Thumbnail().features(whole)
+    for output, rows in expected.items():
+        assert torch.equal(seen.rows(output), rows)
+        np.testing.assert_allclose(seen.moments(output).covariance, np.cov(rows.double().T), atol=1e-12)
+    assert (seen.count, seen.size, seen.name) == (70, "8x8", "a")
+
+
+def test_twice_is_once(thumbnail: list[int], photos: Photos, tmp_path: Path) -> None:
+    """Asked again, whether by this process or another, nothing is computed."""
+    path = str(photos("a", 70))
+    first = extract(Thumbnail(), open_images(path), Bench(folder=tmp_path))
+    assert sum(thumbnail) == 70
+    again = extract(Thumbnail(), open_images(path), Bench(folder=tmp_path))
+    assert sum(thumbnail) == 70
+    assert again.digest == first.digest
+
+
+def test_interrupted_and_resumed(thumbnail: list[int], photos: Photos, tmp_path: Path) -> None:
+    """Killed after every shard, the digest and the bytes are the same, and each image was seen once."""
+    path = str(photos("a", 100))
+    whole = extract(Thumbnail(), open_images(path), Bench(folder=tmp_path / "whole"))
+    thumbnail.clear()
+    for _ in range(4):
+        with pytest.raises(PowerError):
+            extract(Thumbnail(), open_images(path), Bench(folder=tmp_path / "torn", progress=Failing()))
+    torn = extract(Thumbnail(), open_images(path), Bench(folder=tmp_path / "torn"))
+    assert thumbnail == [32, 32, 32, 4]
+    assert torn.digest == whole.digest
+    assert torch.equal(torn.rows("pool"), whole.rows("pool"))
+
+
+class Failing(Progress):
+    """The power goes when so many shards have been done."""
+
+    def __init__(self, after: int = 1) -> None:
+        self.after = after
+
+    @contextmanager
+    def task(self, title: str, total: int) -> Iterator[Task]:
+        progress = self
+
+        class Last(Task):
+            def advance(self, amount: int = 1) -> None:
+                progress.after -= 1
+                if not progress.after:
+                    raise PowerError
+
+        yield Last()
+
+
+def test_a_damaged_shard_is_computed_again(thumbnail: list[int], photos: Photos, tmp_path: Path) -> None:
+    """And what comes after it too, since the hash of the images goes through all."""
+    path = str(photos("a", 100))
+    whole = extract(Thumbnail(), open_images(path), Bench(folder=tmp_path))
+    rows = whole.rows("pool")
+    file = features.place(whole.folder, 1)
+    raw = bytearray(file.read_bytes())
+    raw[-5] ^= 1
+    file.write_bytes(bytes(raw))
+    thumbnail.clear()
+    again = extract(Thumbnail(), open_images(path), Bench(folder=tmp_path))
+    assert sum(thumbnail) == 68
+    assert again.digest == whole.digest
+    assert torch.equal(again.rows("pool"), rows)
+
+
+def test_nothing_is_mixed_up(thumbnail: list[int], photos: Photos, tmp_path: Path) -> None:
+    """Other images and other protocols have features of their own in the same folder."""
+    bench = Bench(folder=tmp_path)
+    digests = [
+        extract(network, open_images(str(photos(name, 10, seed))), bench).folder
+        for name, seed, network in (
+            ("a", 0, Thumbnail()), ("b", 1, Thumbnail()), ("c", 0, Thumbnail(resize="tensorflow")),
+        )
+    ]  # fmt: skip
+    assert len(set(digests)) == 3
