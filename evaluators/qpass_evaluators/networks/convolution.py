@@ -17,12 +17,23 @@ class Convolution:
     interface, so where they are missing, and on other devices, the plain operators do the same.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, *, stride: int, padding: Pair, relu: bool = True) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        *,
+        stride: int,
+        padding: Pair,
+        inside: tuple[int, ...],
+        relu: bool = True,
+    ) -> None:
+        """`inside` is the usual shape of x, for which the weight is laid out. Others work too, and may take longer:
+        a layout that does not fit is changed at every call, at several times the cost of the convolution."""
         self.stride, self.padding, self.relu, self.bias = (stride, stride), padding, relu, bias
         self.packed = packs(weight.device, weight.dtype)
         if self.packed:
             pack = torch.ops.mkldnn._reorder_convolution_weight
-            self.weight: Tensor = pack(weight, padding, self.stride, (1, 1), 1, None)
+            self.weight: Tensor = pack(weight, padding, self.stride, (1, 1), 1, inside)
         else:
             self.weight = weight.contiguous(memory_format=torch.channels_last)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -49,12 +50,19 @@ class FeatureNetwork(ABC):
         parts: dict[str, list[Tensor]] = {
             name: [torch.empty(0, width)] for name, width in self.dimensions().items()
         }
-        with torch.inference_mode():
+        with torch.inference_mode(), full_precision(device):
             for start in range(0, len(images), self.batch):
                 for name, rows in run(images[start : start + self.batch]).items():
                     parts[name].append(rows.float().cpu())
             # copied out of inference mode: callers may do with features whatever they do with tensors
         return {name: torch.cat(rows).clone() for name, rows in parts.items()}
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """On a GPU torch convolves fp32 in TF32, with ten bits, unless told otherwise; this tells it otherwise."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)  # type: ignore[no-any-return]
 
 
 def as_tensor(images: Pictures, device: torch.device) -> Tensor:

@@ -63,7 +63,7 @@ class Inception(FeatureNetwork):
 
     def prepare(self, device: torch.device) -> Run:
         dtype, shrink = PRECISIONS[self.precision], RESIZES[self.resize]
-        weights = inception_weights.load(self.path, self.fingerprint(), dtype, device)
+        weights = inception_weights.load(self.path, self.fingerprint(), dtype, device, self.batch)
         # Two images at a time on one core: the stem's maps are the largest, 5.5 MB an image in fp32. In larger
         # batches they leave the cache, and from 32 MB on every allocation is new pages, which cost more than the
         # arithmetic.

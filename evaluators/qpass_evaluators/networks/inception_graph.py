@@ -78,16 +78,25 @@ for _block, _inside in (("Mixed_7b", 1280), ("Mixed_7c", 2048)):
         f"{_block}.branch_pool": (192, _inside, 1, 1),
     }
 
+# height and width of what goes into the convolutions whose name starts so; the first that fits
+EDGES = {
+    "Conv2d_1a": 299, "Conv2d_2a": 149, "Conv2d_2b": 147, "Conv2d": 73,
+    "Mixed_5": 35, "Mixed_6a": 35, "Mixed_6": 17, "Mixed_7a": 17, "Mixed_7": 8,
+}  # fmt: skip
+
 Graph = Mapping[str, Convolution]
 
 
-def convolution(name: str, weight: Tensor, bias: Tensor) -> Convolution:
-    """The convolution of that name in the graph."""
-    height, width = weight.shape[2:]
+def convolution(name: str, weight: Tensor, bias: Tensor, batch: int) -> Convolution:
+    """The convolution of that name in the graph, for batches of about that size."""
+    inside, height, width = weight.shape[1:]
+    edge = next(edge for start, edge in EDGES.items() if name.startswith(start))
     padding: Pair = (0, 0) if name in HALVING | SHRINKING else (height // 2, width // 2)
     return Convolution(
-        weight, bias, stride=2 if name in HALVING else 1, padding=padding, relu=name not in POOLED_AFTER
-    )
+        weight, bias,
+        stride=2 if name in HALVING else 1, padding=padding, relu=name not in POOLED_AFTER,
+        inside=(batch, inside, edge, edge),
+    )  # fmt: skip
 
 
 def stem(conv: Graph, x: Tensor) -> Tensor:

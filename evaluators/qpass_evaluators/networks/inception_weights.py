@@ -30,8 +30,11 @@ class Weights:
 
 
 @lru_cache(maxsize=4)
-def load(path: Path, fingerprint: str, dtype: torch.dtype, device: torch.device) -> Weights:
-    """Ready to run on that device; `fingerprint` is there so that a file that changed is read again."""
+def load(path: Path, fingerprint: str, dtype: torch.dtype, device: torch.device, batch: int) -> Weights:
+    """Ready to run on that device, in batches of about that size.
+
+    `fingerprint` is there so that a file that changed is read again.
+    """
     state = weight_files.read(path)
     wanted = {f"{name}.{part}" for name in KERNELS for part in ("conv.weight", *NORM)}
     weight_files.check_names(path, set(state), wanted, WHAT)
@@ -41,7 +44,7 @@ def load(path: Path, fingerprint: str, dtype: torch.dtype, device: torch.device)
             found = tuple(state[f"{name}.conv.weight"].shape)
             raise EvaluationError(f"weights {str(path)!r}: {name}.conv.weight must be {shape}, not {found}")
         weight, bias = fold(name, state)
-        made[name] = convolution(name, weight.to(device, dtype), bias.to(device, dtype))
+        made[name] = convolution(name, weight.to(device, dtype), bias.to(device, dtype), batch)
     classes = state.get("fc.weight")
     return Weights(convolutions=made, classes=None if classes is None else classes.to(device))
 

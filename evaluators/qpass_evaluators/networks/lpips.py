@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qpass.evaluator import EvaluationError
 from qpass_evaluators.networks import weight_files
-from qpass_evaluators.networks.feature_network import CPU, Pictures, as_tensor, check_images
+from qpass_evaluators.networks.feature_network import CPU, Pictures, as_tensor, check_images, full_precision
 
 SHIPPED = weight_files.SHIPPED / "lpips_alex_fp16.safetensors"
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and deviation, for -1..1
@@ -64,7 +64,7 @@ class Lpips:
             )
         weights = _load(SHIPPED, self.fingerprint(), device)
         found = [torch.empty(0)]
-        with torch.inference_mode():
+        with torch.inference_mode(), full_precision(device):
             for start in range(0, len(a), self.batch):
                 some = slice(start, start + self.batch)
                 found.append(distance(as_tensor(a[some], device), as_tensor(b[some], device), weights).cpu())
