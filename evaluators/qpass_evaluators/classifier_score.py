@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import attrs
 from attrs import validators as v
@@ -12,17 +12,19 @@ from qpass.evaluator import Metric
 from qpass.images import Images
 from qpass.measuring import Bench
 from qpass_evaluators.feature_evaluator import FeatureEvaluator, at_least
-from qpass_evaluators.networks.feature_network import FeatureNetwork
 from qpass_evaluators.statistics.score import scores, shuffled
 from qpass_evaluators.through_inception import SAMPLES
+
+if TYPE_CHECKING:
+    from qpass_evaluators.networks.feature_network import FeatureNetwork
 
 
 @attrs.frozen(kw_only=True)
 class ClassifierScore(FeatureEvaluator):
-    """exp E KL(p(y|x) ‖ p(y)) over the ten classes of the CIFAR-10 classifier that ships; at most 10.
+    """The formula of the Inception Score on the ten classes of the CIFAR-10 classifier that ships; at most 10.
 
-    classifier_score: the mean over `splits` equal parts of the images (32 x 32) in a random order. It works offline
-    and says how sure and how varied the images look, but compares with no Inception Score.
+    classifier_score: exp E KL(p(y|x) ‖ p(y)), the mean over `splits` equal parts of the images (32 x 32) in a random
+    order. It works offline and says how sure and how varied the images look, but compares with no Inception Score.
     """
 
     name: ClassVar[str] = "classifier-score"

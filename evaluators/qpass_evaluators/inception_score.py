@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import attrs
 from attrs import validators as v
@@ -12,17 +12,20 @@ from qpass.evaluator import EvaluationError, Metric
 from qpass.images import Images
 from qpass.measuring import Bench
 from qpass_evaluators.feature_evaluator import FeatureEvaluator, at_least
-from qpass_evaluators.networks.feature_network import FeatureNetwork
 from qpass_evaluators.statistics.score import scores, shuffled
 from qpass_evaluators.through_inception import PRECISION, RESIZE, SAMPLES, Precision, Resize
+
+if TYPE_CHECKING:
+    from qpass_evaluators.networks.feature_network import FeatureNetwork
 
 
 @attrs.frozen(kw_only=True)
 class InceptionScore(FeatureEvaluator):
-    """exp E KL(p(y|x) ‖ p(y)) over the 1,008 classes of Inception, Salimans et al. (2016).
+    """How sure Inception is of its 1,008 classes, and how varied they are, Salimans et al. (2016).
 
-    is: the mean over `splits` equal parts of the images in a random order; is_std: the standard deviation over them.
-    The weights that ship have no classes: give the full ones, which torch-fidelity downloads.
+    is: exp E KL(p(y|x) ‖ p(y)), the mean over `splits` equal parts of the images in a random order; is_std: the
+    standard deviation over them. The weights that ship have no classes: give the full ones, which
+    torch-fidelity downloads.
     """
 
     name: ClassVar[str] = "inception-score"
