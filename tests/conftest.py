@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `thumbnail`, which serves several folders
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +67,33 @@ def context(traced, catalog):
         calibration=UniformSteps(samples=8, steps=4),
         catalog=catalog,
     )
+
+
+@pytest.fixture
+def thumbnail(monkeypatch):
+    """Evaluators that look through Inception look through a thumbnail; what it is shown is listed here."""
+    from qpass_evaluators.inception_score import InceptionScore
+    from qpass_evaluators.through_inception import InceptionEvaluator
+    from thumbnail import SEEN, Thumbnail
+
+    def network(self):
+        return Thumbnail(resize=self.resize, precision=self.precision)
+
+    monkeypatch.setattr(InceptionEvaluator, "network", network)
+    monkeypatch.setattr(InceptionScore, "network", network)
+    SEEN.clear()
+    return SEEN
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Writes an .npz of seeded images whose colours vary; returns its path."""
+
+    def write(name, count, seed=0, size=8):
+        source = np.random.default_rng(seed)
+        base = source.integers(40, 200, (count, 1, 1, 3))
+        images = (base + source.integers(-40, 40, (count, size, size, 3))).astype(np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=images)
+        return tmp_path / f"{name}.npz"
+
+    return write

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qpass.evaluator import EvaluationError
 from qpass.images import open_images
@@ -10,9 +11,11 @@ from qpass.images.cifar10 import SHEETS
 from qpass.measuring import Bench
 from qpass.protocol import differences
 from qpass_evaluators.features import extract
-from qpass_evaluators.networks.feature_network import FeatureNetwork
 from qpass_evaluators.population import Population
 from qpass_evaluators.reference import Reference, open_reference
+
+if TYPE_CHECKING:
+    from qpass_evaluators.networks.feature_network import FeatureNetwork
 
 SHIPPED = Path(__file__).with_name("references")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import attrs
 import torch
@@ -15,8 +15,10 @@ from qpass.measuring import Bench
 from qpass.model import ModelAdapter
 from qpass.sampling import Sampling
 from qpass_evaluators.feature_evaluator import FeatureEvaluator
-from qpass_evaluators.networks.feature_network import FeatureNetwork
 from qpass_evaluators.through_inception import SAMPLES
+
+if TYPE_CHECKING:
+    from qpass_evaluators.networks.feature_network import FeatureNetwork
 
 CLASSES = 10
 

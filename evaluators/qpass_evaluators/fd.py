@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 from attrs import validators as v
 
 from qpass_evaluators.gaussian import GaussianEvaluator
-from qpass_evaluators.networks.feature_network import FeatureNetwork
 from qpass_evaluators.through_inception import AGAINST, SAMPLES
+
+if TYPE_CHECKING:
+    from qpass_evaluators.networks.feature_network import FeatureNetwork
 
 
 @attrs.frozen(kw_only=True)
 class Fd(GaussianEvaluator):
     """Fréchet distance of features of any timm model, such as DINOv2, Stein et al. (2023).
 
-    fd: the formula of `fid` on the model's pooled features, N x D. Weights come from a file, or are timm's own where
-    they can be had; model and weights are part of the protocol.
+    fd: the formula of `fid` on the model's pooled features, N x D, from weights in a file. FD-DINOv2 is the default
+    model with size = 224.
     """
 
     name: ClassVar[str] = "fd"
@@ -28,13 +30,15 @@ class Fd(GaussianEvaluator):
     model: str = attrs.field(
         default="vit_large_patch14_dinov2.lvd142m", metadata={"help": "timm's name of the model"}
     )
-    weights: str = attrs.field(default="", metadata={"help": "file of its weights"})
+    weights: str = attrs.field(default="", metadata={"help": "file of its trained weights; required"})
+    size: int = attrs.field(
+        default=0, validator=v.ge(0), metadata={"help": "side of the resized image; 0 is the model's own"}
+    )
 
     def network(self) -> FeatureNetwork:
         from qpass_evaluators.networks.timm_backbone import TimmBackbone
 
-        return TimmBackbone(model=self.model, weights=self.weights)
+        return TimmBackbone(model=self.model, weights=self.weights, size=self.size)
 
     def flags(self) -> str:
-        own = f" --set weights={self.weights}" if self.weights else ""
-        return f"--metric fd --set model={self.model}{own}"
+        return f"--metric fd --set model={self.model} --set weights={self.weights} --set size={self.size}"

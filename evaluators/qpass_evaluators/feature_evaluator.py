@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from qpass.evaluator import EvaluationError, Metric
 from qpass.images import Images
@@ -12,9 +12,11 @@ from qpass.measuring import Bench, ImageEvaluator
 from qpass.model import ModelAdapter
 from qpass_evaluators import against
 from qpass_evaluators.features import Features, extract
-from qpass_evaluators.networks.feature_network import FeatureNetwork
 from qpass_evaluators.population import Population
 from qpass_evaluators.reference import make_reference
+
+if TYPE_CHECKING:
+    from qpass_evaluators.networks.feature_network import FeatureNetwork
 
 PIXELS = "uint8, 0..255"  # what every network here is given, whatever was drawn or read
 

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
@@ -22,9 +22,11 @@ from torch import Tensor
 from qpass.files import checksum, write_file
 from qpass.images import Images
 from qpass.measuring import Bench
-from qpass_evaluators.networks.feature_network import FeatureNetwork
 from qpass_evaluators.population import Population
 from qpass_evaluators.statistics.moments import Moments, gather
+
+if TYPE_CHECKING:
+    from qpass_evaluators.networks.feature_network import FeatureNetwork
 
 ROWS = 256  # images in each shard; a multiple of every network's batch, so that features do not depend on it
 

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
@@ -25,9 +25,11 @@ from qpass.files import checksum, write_file
 from qpass.images import Images
 from qpass.measuring import Bench
 from qpass_evaluators.features import ROWS, chained, hash_of, shards
-from qpass_evaluators.networks.feature_network import FeatureNetwork
 from qpass_evaluators.population import Population
 from qpass_evaluators.statistics.moments import Moments, moments_of, nothing, symmetric, upper
+
+if TYPE_CHECKING:
+    from qpass_evaluators.networks.feature_network import FeatureNetwork
 
 SCHEMA = 1
 EVERY = 8  # shards between two checkpoints of a long run

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 from attrs import validators as v
 
 from qpass_evaluators.feature_evaluator import ComparingEvaluator
-from qpass_evaluators.networks.feature_network import FeatureNetwork
+
+if TYPE_CHECKING:
+    from qpass_evaluators.networks.feature_network import FeatureNetwork
 
 Resize = Literal["pytorch", "tensorflow"]
 Precision = Literal["float32", "bfloat16"]

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, symbolic_trace
-
-sys.path.insert(0, str(Path(__file__).parent))
-from thumbnail import SEEN, Thumbnail
 
 from qpass.analysis import Analysis
 from qpass.manager import PassContext
@@ -147,32 +141,3 @@ def context() -> Callable[..., PassContext]:
         return PassContext(reference=reference, **{**values, **fields})
 
     return make
-
-
-@pytest.fixture
-def thumbnail(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Evaluators that look through Inception look through a thumbnail; what it is shown is listed here."""
-    from qpass_evaluators.inception_score import InceptionScore
-    from qpass_evaluators.through_inception import InceptionEvaluator
-
-    def network(self: Any) -> Thumbnail:
-        return Thumbnail(resize=self.resize, precision=self.precision)
-
-    monkeypatch.setattr(InceptionEvaluator, "network", network)
-    monkeypatch.setattr(InceptionScore, "network", network)
-    SEEN.clear()
-    return SEEN
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Callable[..., Path]:
-    """Writes an .npz of seeded images whose colours vary; returns its path."""
-
-    def write(name: str, count: int, seed: int = 0, size: int = 8) -> Path:
-        source = np.random.default_rng(seed)
-        base = source.integers(40, 200, (count, 1, 1, 3))
-        images = (base + source.integers(-40, 40, (count, size, size, 3))).astype(np.uint8)
-        np.savez(tmp_path / f"{name}.npz", images=images)
-        return tmp_path / f"{name}.npz"
-
-    return write

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +10,12 @@ import pytest
 import torch
 from qpass_evaluators import features
 from qpass_evaluators.features import extract
-from thumbnail import Thumbnail
+from thumbnail import Failing, PowerError, Thumbnail
 
 from qpass.images import open_images
 from qpass.measuring import Bench
-from qpass.progress import Progress, Task
 
 Photos = Callable[..., Path]
-
-
-class PowerError(Exception):
-    """The power goes."""
 
 
 @pytest.fixture(autouse=True)
@@ -63,25 +57,6 @@ def test_interrupted_and_resumed(thumbnail: list[int], photos: Photos, tmp_path:
     assert thumbnail == [32, 32, 32, 4]
     assert torn.digest == whole.digest
     assert torch.equal(torn.rows("pool"), whole.rows("pool"))
-
-
-class Failing(Progress):
-    """The power goes when so many shards have been done."""
-
-    def __init__(self, after: int = 1) -> None:
-        self.after = after
-
-    @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Task]:
-        progress = self
-
-        class Last(Task):
-            def advance(self, amount: int = 1) -> None:
-                progress.after -= 1
-                if not progress.after:
-                    raise PowerError
-
-        yield Last()
 
 
 def test_a_damaged_shard_is_computed_again(thumbnail: list[int], photos: Photos, tmp_path: Path) -> None:

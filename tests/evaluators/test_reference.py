@@ -13,8 +13,7 @@ from qpass_evaluators.features import extract
 from qpass_evaluators.fid import Fid
 from qpass_evaluators.kid import Kid
 from qpass_evaluators.reference import make_reference, open_reference
-from test_features import Failing, PowerError
-from thumbnail import Thumbnail
+from thumbnail import Failing, PowerError, Thumbnail
 
 from qpass.evaluator import EvaluationError
 from qpass.images import open_images

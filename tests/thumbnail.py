@@ -1,14 +1,17 @@
-"""A feature network of a few lines: exact, quick, and it counts what it is asked."""
+"""A feature network of a few lines, exact and quick, that counts what it is asked; and a way to interrupt it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import attrs
 import torch
 from qpass_evaluators.networks.feature_network import FeatureNetwork, Pictures, Run
 from torch import Tensor
+
+from qpass.progress import Progress, Task
 
 SEEN: list[int] = []  # images in each call
 
@@ -47,3 +50,26 @@ class Thumbnail(FeatureNetwork):
             return {"pool": small.flatten(1), "spatial": colour, "logits": 10 * colour}
 
         return run
+
+
+class PowerError(Exception):
+    """The power goes."""
+
+
+class Failing(Progress):
+    """The power goes when so many shards have been done."""
+
+    def __init__(self, after: int = 1) -> None:
+        self.after = after
+
+    @contextmanager
+    def task(self, title: str, total: int) -> Iterator[Task]:
+        progress = self
+
+        class Last(Task):
+            def advance(self, amount: int = 1) -> None:
+                progress.after -= 1
+                if not progress.after:
+                    raise PowerError
+
+        yield Last()
