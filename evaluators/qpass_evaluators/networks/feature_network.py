@@ -62,7 +62,7 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """On a GPU torch convolves fp32 in TF32, with ten bits, unless told otherwise; this tells it otherwise."""
     if device.type != "cuda":
         return nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)  # type: ignore[no-any-return]
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 
 def as_tensor(images: Pictures, device: torch.device) -> Tensor:
