@@ -16,13 +16,15 @@ from qpass_evaluators.networks.feature_network import FeatureNetwork
 from qpass_evaluators.statistics.score import scores, shuffled
 from qpass_evaluators.through_inception import PRECISION, RESIZE, SAMPLES, Precision, Resize
 
+WEIGHTS = "file of Inception weights with its classes; empty is what torch-fidelity downloaded"
+
 
 @attrs.frozen(kw_only=True)
 class InceptionScore(FeatureEvaluator):
     """Sureness and variety: exp E KL(p(y|x) ‖ p(y)) over the 1,008 classes of Inception, Salimans et al. (2016).
 
     is: the mean over `splits` equal parts of the images in a random order; is_std: the standard deviation over them.
-    The weights that ship have no classes: give the full ones, which torch-fidelity downloads.
+    The weights that ship have no classes: give the full ones in a file, or let torch-fidelity download them.
     """
 
     name: ClassVar[str] = "inception-score"
@@ -30,7 +32,7 @@ class InceptionScore(FeatureEvaluator):
     better: ClassVar[Literal["higher", "lower"]] = "higher"
 
     samples: int = attrs.field(default=10_000, validator=v.ge(1), metadata={"help": SAMPLES})
-    weights: str = attrs.field(default="", metadata={"help": "file of Inception weights with its classes"})
+    weights: str = attrs.field(default="", metadata={"help": WEIGHTS})
     resize: Resize = attrs.field(default="pytorch", metadata={"help": RESIZE})
     precision: Precision = attrs.field(default="float32", metadata={"help": PRECISION})
     splits: int = attrs.field(default=10, validator=v.ge(1), metadata={"help": "parts whose scores are averaged"})
@@ -38,14 +40,16 @@ class InceptionScore(FeatureEvaluator):
 
     def network(self) -> FeatureNetwork:
         from qpass_evaluators.networks.inception import Inception
+        from qpass_evaluators.networks.inception_weights import FULL, downloaded
 
-        network = Inception(resize=self.resize, precision=self.precision, weights=self.weights)
+        weights = self.weights or str(downloaded() or "")
+        network = Inception(resize=self.resize, precision=self.precision, weights=weights)
         if "logits" not in network.dimensions():
             raise EvaluationError(
                 "inception-score needs the 1,008 classes of Inception, which the weights that ship do not have; fetch "
-                "weights-inception-2015-12-05-6726825d.pth from the releases of github.com/toshas/torch-fidelity and "
-                "give its path as the option `weights`. No other network's figure may be called Inception Score; "
-                "`classifier-score` has the same formula on CIFAR-10's ten classes"
+                f"{FULL} from the releases of github.com/toshas/torch-fidelity and give its path as the option "
+                "`weights`, or run torch-fidelity once and leave its download where it is. No other network's figure "
+                "may be called Inception Score; `classifier-score` has the same formula on CIFAR-10's ten classes"
             )
         return network
 

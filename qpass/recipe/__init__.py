@@ -127,13 +127,14 @@ def _from_tables(
     data: dict[str, Any], catalog: Catalog, name: str, preset: str | None, overrides: Sequence[str]
 ) -> Recipe:
     problems: list[str] = []
+    known = catalog.classes["evaluators"]
     presets = data.pop("presets", {})
     if not isinstance(presets, Mapping):
         problems.append(f"presets must be tables, [presets.NAME], not {shown(presets)}")
         presets = {}
     if preset is not None:
         if isinstance(chosen := presets.get(preset), Mapping):
-            problems += override(data, list(leaves(chosen)), f"preset {preset}:")
+            problems += override(data, list(leaves(chosen)), f"preset {preset}:", known)
         else:
             problems.append(f"unknown preset {preset!r}, {did_you_mean(preset, presets)}")
     changes = []
@@ -142,7 +143,7 @@ def _from_tables(
             changes.append(parse_assignment(text))
         except ValueError as error:
             problems.append(str(error))
-    problems += override(data, changes, "--set")
+    problems += override(data, changes, "--set", known)
     data = spelt_out(data)  # a change may have said it by text alone
     problems += [f"unknown section {key!r}, {did_you_mean(key, SECTIONS)}" for key in data if key not in SECTIONS]
     structure = Structure(catalog)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from qpass.errors import did_you_mean
@@ -40,10 +40,13 @@ def leaves(table: Mapping[str, Any], prefix: Path = ()) -> Iterator[tuple[Path, 
             yield (*prefix, key), value
 
 
-def override(data: dict[str, Any], changes: Sequence[tuple[Path, Any]], source: str) -> list[str]:
+def override(
+    data: dict[str, Any], changes: Sequence[tuple[Path, Any]], source: str, evaluators: Collection[str] = ()
+) -> list[str]:
     """Apply changes to recipe data in place; returns what could not be applied.
 
-    Changing a table's `use` clears its other options, which belonged to another plugin.
+    Changing a table's `use` clears its other options, which belonged to another plugin. An option of one of the known
+    `evaluators` that the recipe does not have adds it: unlike passes, they have no order.
     """
     problems: list[str] = []
     # a new `use` first: what is said beside it is meant for it, wherever it stands
@@ -60,12 +63,15 @@ def override(data: dict[str, Any], changes: Sequence[tuple[Path, Any]], source: 
                 continue
             entries = data.get(path[0])
             target = _entry(entries, path[1])
+            tables = entries if isinstance(entries, list) else []
+            used = [str(e.get("use")) for e in tables if isinstance(e, Mapping)]
+            addable = evaluators if path[0] == "evaluators" and isinstance(entries, list | None) else ()
+            if path[1] in addable and path[1] not in used:
+                target = {"use": path[1]}
+                data["evaluators"] = [*tables, target]
             if target is None:
-                tables = entries if isinstance(entries, list) else []
-                used = [str(e.get("use")) for e in tables if isinstance(e, Mapping)]
-                problems.append(
-                    f"{source} {name}: the recipe has no {path[1]!r} in {path[0]}, {did_you_mean(path[1], used)}"
-                )
+                near = did_you_mean(path[1], [*used, *addable])
+                problems.append(f"{source} {name}: the recipe has no {path[1]!r} in {path[0]}, {near}")
                 continue
             rest = path[2:]
         for key in rest[:-1]:

@@ -166,8 +166,9 @@ def test_too_few_for_the_formula(
         make(str(photos("b", 30))).measure(open_images(str(photos("a", count))), Bench(folder=tmp_path))
 
 
-def test_inception_score_without_classes() -> None:
+def test_inception_score_without_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights that ship have none: the error says exactly what to fetch, and of no other network."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # where nothing was ever downloaded to
     with pytest.raises(EvaluationError, match=r"weights-inception-2015-12-05-6726825d.pth .* `weights`"):
         InceptionScore().requires(None)  # type: ignore[arg-type]
 

@@ -295,6 +295,21 @@ class TestSet:
         recipe = from_data(data, catalog=known, overrides=overrides)
         assert to_data(recipe.passes[1])["input"] == {"use": "percentile", "q": 0.9}
 
+    def test_an_option_of_another_evaluator_adds_it(self, data: Data, known: Catalog) -> None:
+        """Evaluators have no order, so it says all there is to say; those that are there stay."""
+        before = [e.name for e in from_data(data, catalog=known).evaluators]
+        recipe = from_data(
+            data, catalog=known, overrides=["evaluators.latency.batch=3", "evaluators.latency.warmup=1"]
+        )
+        assert [e.name for e in recipe.evaluators] == [*before, "latency"]
+        assert to_data(recipe.evaluators[-1]) == {"use": "latency", "batch": 3, "repeats": 5, "warmup": 1}
+        del data["evaluators"]
+        assert [
+            e.name for e in from_data(data, catalog=known, overrides=["evaluators.cost.use=cost"]).evaluators
+        ] == ["cost"]
+        data["evaluators"] = 5
+        assert len(mistakes(data, known, overrides=["evaluators.latency.batch=3"])) == 2
+
     def test_another_model(self, data: Data, known: Catalog) -> None:
         """Options of the model before do not follow."""
         data["model"] = {"use": "diffusers", "path": "somewhere"}
@@ -318,6 +333,11 @@ class TestSet:
                 "passes.simulat.rows=1",
                 "--set passes.simulat.rows: the recipe has no 'simulat' in passes, did you mean",
             ),
+            (
+                "evaluators.dirft.samples=1",
+                "--set evaluators.dirft.samples: the recipe has no 'dirft' in evaluators, did you mean 'drift'?",
+            ),
+            ("evaluators.cost#2.x=1", "--set evaluators.cost#2.x: the recipe has no 'cost#2' in evaluators"),
             ("seed.x=1", "--set seed.x: 'seed' is not a table"),
             ("use=cifar10-dit", "unknown section 'use'"),
             ("presets.fast.seed=1", "--set presets.fast.seed: a preset is chosen with --preset, not changed"),
@@ -375,8 +395,10 @@ class TestShipped:
     """The recipes that come with qpass."""
 
     @pytest.mark.parametrize("name", shipped())
-    def test_it_checks(self, known: Catalog, name: str) -> None:
-        """Without a mistake, and with every preset it has."""
+    def test_it_checks(self, known: Catalog, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without a mistake, and with every preset it has; one of them reads a file of captions."""
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "captions.txt").write_text("a cat", encoding="utf-8")
         assert read(name, catalog=known).notes == ()
         for preset in tomllib.loads(shipped()[name].read_text()).get("presets", {}):
             read(name, catalog=known, preset=preset)

@@ -18,6 +18,7 @@ from qpass.cli import main
 from qpass.errors import ModelError
 from qpass.plugins import Catalog, catalog
 from qpass.recipe import read
+from qpass.recipe.structure import to_data
 from qpass.recipes import shipped
 from qpass.run import sample
 
@@ -121,6 +122,44 @@ def test_what_the_protocols_say(known: Catalog) -> None:
     assert plain["cifar10-ddim100"].spacing == "quadratic"
     steps = [read("protocol-dit-xl-2", catalog=known, preset=f"steps-{n}").sampling.steps for n in (100, 50)]
     assert steps == [100, 50]
+
+
+def test_what_the_papers_print(known: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preset `paper`: their figures, as the tools they took resize, on as many images as they drew."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "captions.txt").write_text("a cat\na dog\n", encoding="utf-8")
+    counts = {}
+    for name in FOLDERS:
+        recipe = read(f"protocol-{name}", catalog=known, preset="paper")
+        seen = {e.name: to_data(e) for e in recipe.evaluators if "resize" in to_data(e)}
+        assert {e["resize"] for e in seen.values()} == {"tensorflow"}
+        counts[name] = {(n, e["samples"]) for n, e in seen.items()}
+    assert counts["cifar10-ddim100"] == {("fid", 50_000), ("inception-score", 50_000)}
+    assert counts["lsun-bedrooms-ldm4"] == counts["lsun-churches-ldm8"] == {("fid", 50_000), ("sfid", 50_000)}
+    assert {n for n, _ in counts["dit-xl-2"]} == {"fid", "sfid", "inception-score", "precision-recall"}
+    assert counts["stable-diffusion"] == {("fid", 10_000)}
+
+
+def test_the_papers_figures_end_to_end(tmp_path: Path) -> None:
+    """FID and sFID of original and quantized against statistics that were made as the recipe says."""
+    pipelines.write("lsun-bedrooms", tmp_path / "pipeline")
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "pictures.npz", arr_0=pictures)
+    reference = tmp_path / "lsun-bedrooms.safetensors"
+    assert (
+        main(["reference", str(tmp_path / "pictures.npz"), "--resize", "tensorflow", "--out", str(reference)]) == 0
+    )
+    changes = (
+        *SMALL, "sampling.steps=2", "model.use=diffusers", f'model.path="{tmp_path / "pipeline"}"',
+        *(f'evaluators.{e}.against="{reference}"' for e in ("fid", "sfid")),
+        "evaluators.fid.samples=3", "evaluators.sfid.samples=3",
+    )  # fmt: skip
+    command = ["run", "protocol-lsun-bedrooms-ldm4", "--preset", "paper", "--out", str(tmp_path / "run")]
+    assert main([*command, *(x for c in changes for x in ("--set", c))]) == 0
+    found = json.loads((tmp_path / "run" / "report.json").read_text())["metrics"]
+    figures = {(m["name"], m["subject"]): m for m in found if m["name"] in ("fid", "sfid")}
+    assert set(figures) == {(n, s) for n in ("fid", "sfid") for s in ("original", "quantized")}
+    assert all(m["protocol"]["resize"] == "tensorflow" and m["value"] > 0 for m in figures.values())
 
 
 def test_without_a_folder(known: Catalog, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

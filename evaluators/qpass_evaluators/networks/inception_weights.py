@@ -16,6 +16,7 @@ from qpass_evaluators.networks.convolution import Convolution
 from qpass_evaluators.networks.inception_graph import KERNELS, convolution
 
 SHIPPED = weight_files.SHIPPED / "fid_inception_v3_2015_fp16.safetensors"
+FULL = "weights-inception-2015-12-05-6726825d.pth"  # with classes, as torch-fidelity's releases have it
 EPSILON = 1e-3  # of batch-norm
 CLASSES = 1008
 WHAT = "the 2015 Inception, as pytorch-fid and torch-fidelity name them"
@@ -27,6 +28,12 @@ class Weights:
 
     convolutions: Mapping[str, Convolution]
     classes: Tensor | None
+
+
+def downloaded() -> Path | None:
+    """The full weights where torch-fidelity leaves what it downloads, if it ever did."""
+    file = Path(torch.hub.get_dir()) / "checkpoints" / FULL
+    return file if file.is_file() else None
 
 
 @lru_cache(maxsize=4)

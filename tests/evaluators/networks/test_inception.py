@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 import attrs
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from qpass_evaluators.inception_score import InceptionScore
 from qpass_evaluators.networks import Inception, convolution, inception_weights, weight_files
 from safetensors.torch import save_file
 
@@ -37,6 +40,18 @@ def full_weights(tmp_path_factory):
     file = tmp_path_factory.mktemp("weights") / "full.pth"
     torch.save(peers.state_dict(), file)
     return file
+
+
+def test_inception_score_finds_torch_fidelitys_download(full_weights, tmp_path, monkeypatch):
+    """Where torch.hub keeps files, under the name of its release; a file that is given goes first."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    place = tmp_path / "hub" / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
+    place.parent.mkdir(parents=True)
+    shutil.copy(full_weights, place)
+    assert InceptionScore().network().path == place
+    assert InceptionScore(weights=str(full_weights)).network().path == full_weights
 
 
 def test_pool_and_spatial_equal_pytorch_fids(ours, planes):
