@@ -23,6 +23,7 @@ from qpass.analysis import Analysis
 from qpass.files import write_file
 from qpass.images.contract import Images, Pictures
 from qpass.manager import PassContext
+from qpass.sampling import Sampling
 
 Range = tuple[int, int]
 
@@ -87,7 +88,7 @@ class DrawnImages(Analysis[Images]):
             folder=ctx.scratch / "images" / identity(graph, ctx),
             title="images of the original" if graph is ctx.reference else "images of the quantized",
             ranges=tuple((start, min(start + batch, self.count)) for start in range(0, self.count, batch)),
-            facts=facts(ctx),
+            facts=facts(ctx.sampling, ctx.seed),
         )
         for first, last in gaps([kept.whole(part) for part in kept.ranges]):
             begin, end = kept.ranges[first][0], kept.ranges[last - 1][1]
@@ -115,14 +116,14 @@ class OriginalImages(DrawnImages):
     of: ClassVar[Literal["reference", "graph"]] = "reference"
 
 
-def facts(ctx: PassContext) -> dict[str, Any]:
-    """How the images are drawn, for the protocol of whatever is measured on them."""
+def facts(sampling: Sampling, seed: int) -> dict[str, Any]:
+    """How images are drawn, for the protocol of whatever is measured on them."""
     from qpass.recipe.structure import to_data
 
-    how = dict(to_data(ctx.sampling))
+    how = dict(to_data(sampling))
     how.pop("batch")  # the same images but for a rounding of one level in a thousand values
     sampler = how.pop("scheduler")
-    return {"sampler": sampler, **how, "seed": ctx.seed, "rounding": "[-1, 1] to 0..255, to nearest"}
+    return {"sampler": sampler, **how, "seed": seed, "rounding": "[-1, 1] to 0..255, to nearest"}
 
 
 def identity(graph: GraphModule, ctx: PassContext) -> str:

@@ -1,16 +1,23 @@
-"""Images in a folder and the folders below it, in the order of their paths."""
+"""Images in a folder and the folders below it, in the order of their paths.
+
+Beside images that `qpass sample` drew lies a note of how; what is measured on them carries it.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from qpass.evaluator import EvaluationError
 from qpass.images.contract import Images, Pictures, Say, stacked
 from qpass.images.pixels import Reader
 
+ABOUT = "sampling.json"  # what images in a folder were drawn from, and how
+PLACES = frozenset({"drawn_from", "batch"})  # what it says that no figure depends on
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -38,6 +45,14 @@ class FolderImages(Images):
 
     def fingerprint(self) -> str:
         return files_fingerprint(self.path, self.files)
+
+    def protocol(self) -> Mapping[str, Any]:
+        try:
+            note = json.loads((self.path / ABOUT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            note = {}
+        told = note if isinstance(note, dict) else {}
+        return {**super().protocol(), **{key: value for key, value in told.items() if key not in PLACES}}
 
     def read(self, start: int) -> Iterator[Pictures]:
         from PIL import Image

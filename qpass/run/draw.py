@@ -16,13 +16,14 @@ from qpass.artifact import load
 from qpass.device import select_device
 from qpass.errors import ArtifactError, ModelError, RecipeError, StorageError
 from qpass.files import storage, write_file
+from qpass.images.drawn import facts
+from qpass.images.folder import ABOUT
 from qpass.model import ModelAdapter
 from qpass.plugins import Catalog
 from qpass.progress import Progress
 from qpass.recipe import Recipe, from_data
 from qpass.sampling import Denoise, Sampling
 
-ABOUT = "sampling.json"  # beside images in a folder: what they were drawn from, and how
 Pictures = np.ndarray[Any, Any]
 
 
@@ -80,11 +81,11 @@ def original(name: str, *, catalog: Catalog, device: str = "cpu", overrides: Seq
 def _source(recipe: Recipe, what: str, denoise: Callable[[], Denoise], device: torch.device) -> Source:
     if reason := recipe.model.cannot_sample():
         raise ModelError(f"cannot sample from {what!r}: {reason}")
-    about = {"model": recipe.model.name, "weights": recipe.model.fingerprint(), **attrs.asdict(recipe.sampling)}
-    return Source(
-        adapter=recipe.model, denoise=denoise(), sampling=recipe.sampling, device=device,
-        about={"drawn_from": what, **about},
-    )  # fmt: skip
+    about = {
+        "drawn_from": what, "model": recipe.model.name, "model_weights": recipe.model.fingerprint(),
+        "passes": [step.name for step in recipe.passes], "batch": recipe.sampling.batch,
+    }  # fmt: skip
+    return Source(adapter=recipe.model, denoise=denoise(), sampling=recipe.sampling, device=device, about=about)
 
 
 def sample(
@@ -99,7 +100,7 @@ def sample(
 
 def into_folder(source: Source, folder: Path, *, seed: int, count: int, progress: Progress | None = None) -> None:
     """One PNG per image, named by its number. Images that are there already are kept, not drawn again."""
-    about = json.loads(json.dumps({**source.about, "seed": seed}))
+    about = json.loads(json.dumps({**source.about, **facts(source.sampling, seed)}))
     _claim(folder, about)
     size = source.sampling.batch  # whole batches, since equal bytes are promised at equal batch size
     for start in range(0, count, size):

@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import cifar10
 import numpy as np
 import torch
 from frechet import fid
 from qpass_evaluators.networks import Inception
+
+from qpass.images import open_images
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evaluators" / "networks"))
 import peers
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--peers", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    sides = [cifar10.images(split, options.images) for split in ("train", "test")]
+    sides = [next(open_images(name).batches(options.images)) for name in ("cifar10-train", "cifar10-test")]
     print(f"CIFAR-10, {options.images} images of train against {options.images} of test\n")
     print("| resize | tool | FID | from ours fp32 | features apart, relative | seconds |")
     print("| --- | --- | --- | --- | --- | --- |")

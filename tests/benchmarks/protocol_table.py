@@ -13,7 +13,6 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-import cifar10
 import numpy as np
 import torch
 from cleanfid.resize import build_resizer, make_resizer
@@ -21,6 +20,8 @@ from frechet import fid
 from qpass_evaluators.networks import Inception, inception_graph, inception_weights, resize
 from torch import Tensor
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+from qpass.images import open_images
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evaluators" / "networks"))
 import peers
@@ -104,7 +105,7 @@ def features(images: np.ndarray, before: Callable[[np.ndarray], Tensor]) -> np.n
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=256)
-    images = cifar10.images("test", parser.parse_args().images)
+    images = next(open_images("cifar10-test").batches(parser.parse_args().images))
     found = {name: features(images, before) for name, before in TOOLS.items()}
     print("| tool | resize | antialias | values | done by |")
     print("| --- | --- | --- | --- | --- |")

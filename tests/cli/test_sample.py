@@ -15,6 +15,7 @@ from PIL import Image
 
 from qpass.cli import main
 from qpass.cli.sample import GAP, grid
+from qpass.images import open_images
 
 
 @pytest.fixture
@@ -128,6 +129,11 @@ def test_a_model_by_name_draws_its_own_images(unet_folder: Path, tmp_path: Path)
     about = json.loads((tmp_path / "images" / "sampling.json").read_text())
     assert about["seed"] == 3
     assert about["steps"] == 2
+    told = open_images(str(tmp_path / "images")).protocol()  # what figures of them will carry
+    assert {k: told[k] for k in ("images", "sampler", "steps", "guidance", "seed", "passes", "model")} == {
+        "images": 5, "sampler": "ddim", "steps": 2, "guidance": 1.0, "seed": 3, "passes": [], "model": "diffusers",
+    }  # fmt: skip
+    assert "batch" not in told
     assert len(list((tmp_path / "images").iterdir())) == 6
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from qpass.errors import ModelError
+from qpass.images.cifar10 import SHEETS, sheet
 
 Split = Literal["train", "test"]
-SHEETS = {"train": [f"train_{i}" for i in range(1, 6)], "test": ["test"]}
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -52,15 +52,8 @@ def _torchvision(root: Path, split: Split) -> Pictures:
 
 
 def _sheets(root: Path, split: Split) -> Pictures:
-    """Lossless sheets of 100 x 100 images, row by row."""
-    from PIL import Image
-
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # a sheet is larger than Pillow expects of images
-    try:
-        sheets = [np.asarray(Image.open(root / f"{name}.webp").convert("RGB")) for name in SHEETS[split]]
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-    tiles = [s.reshape(100, 32, 100, 32, 3).transpose(0, 2, 4, 1, 3).reshape(10_000, 3, 32, 32) for s in sheets]
+    names = SHEETS[f"cifar10-{split}"]
+    images = np.concatenate([sheet(root / f"{name}.webp") for name in names]).transpose(0, 3, 1, 2)
     with np.load(root / "labels.npz") as stored:
-        labels = np.concatenate([stored[name] for name in SHEETS[split]])
-    return Pictures(images=torch.from_numpy(np.concatenate(tiles)), labels=torch.from_numpy(labels).long())
+        labels = np.concatenate([stored[name] for name in names])
+    return Pictures(images=torch.from_numpy(np.ascontiguousarray(images)), labels=torch.from_numpy(labels).long())
