@@ -165,13 +165,17 @@ def params_from_range(low: Tensor, high: Tensor, spec: QuantSpec) -> QParams:
         scale = torch.maximum(low.abs(), high.abs()).float()
         scale = torch.where(scale > 1e-30, scale, torch.ones_like(scale))
         return QParams(kind="codebook", tensors={"scale": scale, "thresholds": thresholds, "table": table})
-    bits: int | Tensor = spec.widest
-    if isinstance(spec.bits, tuple):
-        # parameter sets of one output channel stand together
-        per = low.shape[1] // len(spec.bits)
-        bits = torch.tensor(spec.bits, device=low.device).repeat_interleave(per)
-    scale, zero = reference.affine_from_range(low, high, bits, spec.symmetric)
+    scale, zero = reference.affine_from_range(low, high, bits_by_set(spec, low), spec.symmetric)
     return QParams(kind="affine", tensors={"scale": scale, "zero": zero})
+
+
+def bits_by_set(spec: QuantSpec, scale: Tensor) -> int | Tensor:
+    """The bit width, or one for each parameter set, (K,), where output channels differ; `scale` is (G, K)."""
+    if isinstance(spec.bits, int):
+        return spec.bits
+    # parameter sets of one output channel stand together
+    per = scale.shape[1] // len(spec.bits)
+    return torch.tensor(spec.bits, device=scale.device).repeat_interleave(per)
 
 
 def codebook(spec: QuantSpec, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from qpass.quantizer import Quantizer
 from qpass_passes.assign import Assign
 from qpass_passes.calibration.uniform_steps import UniformSteps
 from qpass_passes.quantizers.absmax import AbsMax
+from qpass_passes.quantizers.learned_step import LearnedStep
 from qpass_passes.quantizers.mse import Mse
 from qpass_passes.quantizers.percentile import Percentile
 from qpass_passes.simulate import Simulate
@@ -24,7 +25,7 @@ def register_passes() -> Sequence[type[Pass]]:
 
 @hookimpl
 def register_quantizers() -> Sequence[type[Quantizer]]:
-    return (AbsMax, Mse, Percentile)
+    return (AbsMax, LearnedStep, Mse, Percentile)
 
 
 @hookimpl

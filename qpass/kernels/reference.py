@@ -89,8 +89,15 @@ def encode_affine(x: Tensor, scale: Tensor, zero: Tensor, low: int | Tensor, hig
     """Codes of x, as fp32 integers; every argument broadcasts against x."""
     codes = torch.round(x.float() * scale.reciprocal()).add_(zero)
     if isinstance(low, Tensor) or isinstance(high, Tensor):
-        return torch.minimum(torch.maximum(codes, torch.as_tensor(low)), torch.as_tensor(high))
+        return clip(codes, low, high)
     return codes.clamp_(low, high)
+
+
+def clip(codes: Tensor, low: int | Tensor, high: int | Tensor) -> Tensor:
+    """Codes kept within the lowest and the highest, which are numbers or broadcast against them."""
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        return codes.clamp(torch.as_tensor(low), torch.as_tensor(high))
+    return codes.clamp(low, high)
 
 
 def fake_quantize_affine(

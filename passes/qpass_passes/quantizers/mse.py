@@ -10,7 +10,7 @@ from attrs import validators as v
 from torch import Tensor
 
 from qpass.kernels import reference
-from qpass.quantizer import Batches, QParams, Quantizer, Summary, params_from_range, summarise
+from qpass.quantizer import Batches, QParams, Quantizer, Summary, bits_by_set, params_from_range, summarise
 from qpass.spec import QuantSpec
 
 
@@ -61,11 +61,7 @@ def rounding_error(summary: Summary, params: QParams, spec: QuantSpec, norm: flo
         rounded = params.tensors["table"][codes] * scale
     else:
         zero = params.tensors["zero"].unsqueeze(2)
-        bits: int | Tensor = spec.widest
-        if isinstance(spec.bits, tuple):
-            bits = torch.tensor(spec.bits, device=x.device).repeat_interleave(x.shape[1] // len(spec.bits))[
-                :, None
-            ]
-        low, high = reference.levels(bits, spec.symmetric)
+        bits = bits_by_set(spec, params.tensors["scale"])
+        low, high = reference.levels(bits if isinstance(bits, int) else bits.unsqueeze(1), spec.symmetric)
         rounded = reference.encode_affine(x, scale, zero, low, high).sub_(zero).mul_(scale)
     return (rounded.sub_(x).abs_().pow_(norm) * summary.counts).sum(2)

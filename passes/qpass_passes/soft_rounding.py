@@ -1,0 +1,81 @@
+"""AdaRound's soft rounding: each weight learns whether it is rounded up or down (2004.10568, section 3).
+
+With w the weight and s its scale, codes are floor(w / s) + h(V) + zero, clipped to the format's range, and h goes
+from the fractional part of w / s to 0 or 1. These are functions and not a `Quantizer`: V is learned from a layer's
+inputs and outputs, which `Quantizer.fit` never sees.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qpass.kernels.reference import clip
+
+ZETA, GAMMA = 1.1, -0.1
+
+
+def rectified_sigmoid(v: Tensor) -> Tensor:
+    """h(V) = clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1), equation 23.
+
+    >>> rectified_sigmoid(torch.tensor([-9.0, 0.0, 9.0]))
+    tensor([0.0000, 0.5000, 1.0000])
+    """
+    return (v.sigmoid() * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+def start(weight: Tensor, scale: Tensor) -> Tensor:
+    """The V at which soft rounding gives the weight back; `scale` broadcasts against it.
+
+    >>> rectified_sigmoid(start(torch.tensor([0.5, -0.25]), torch.tensor(1.0)))
+    tensor([0.5000, 0.7500])
+    """
+    ratio = _ratio(weight, scale)
+    share = (ratio - ratio.floor() - GAMMA) / (ZETA - GAMMA)
+    return share.logit()
+
+
+def soft_quantize(
+    weight: Tensor, v: Tensor, scale: Tensor, zero: Tensor, low: int | Tensor, high: int | Tensor
+) -> Tensor:
+    """s (clip(floor(w / s) + h(V) + zero, low, high) - zero), equation 22: differentiable in V, scale and zero.
+
+    All arguments broadcast against the weight. Its dtype is that of the result.
+    """
+    codes = clip(_ratio(weight, scale).floor() + rectified_sigmoid(v) + zero, low, high)
+    return ((codes - zero) * scale).to(weight.dtype)
+
+
+def harden(
+    weight: Tensor, v: Tensor, scale: Tensor, zero: Tensor, low: int | Tensor, high: int | Tensor
+) -> Tensor:
+    """The codes in the end: up where h(V) >= 0.5, which is where V >= 0, else down. Whole numbers, as floats."""
+    return clip(_ratio(weight, scale).floor() + (v >= 0) + zero, low, high)
+
+
+def regularizer(v: Tensor, beta: float) -> Tensor:
+    """Sum of 1 - |2 h(V) - 1|^beta, equation 24: 0 where every h is 0 or 1, and 1 for each h of 0.5.
+
+    >>> regularizer(torch.tensor([-9.0, 0.0, 9.0]), 2.0)
+    tensor(1.)
+    """
+    return (1 - (2 * rectified_sigmoid(v) - 1).abs().pow(beta)).sum()
+
+
+def annealed(
+    step: int, steps: int, *, first: float = 20.0, last: float = 2.0, warmup: float = 0.2
+) -> float | None:
+    """The regularizer's beta at a step: from `first` to `last` in a line; None in the warm-up, which has no term.
+
+    >>> [annealed(step, 10) for step in (0, 1, 2, 6, 10)]
+    [None, None, 20.0, 11.0, 2.0]
+    """
+    begin = warmup * steps
+    if step < begin:
+        return None
+    return last + (first - last) * max(0.0, 1 - (step - begin) / (steps - begin))
+
+
+def _ratio(weight: Tensor, scale: Tensor) -> Tensor:
+    """w / s as every quantizer of qpass takes it: by the scale's reciprocal, at fp32 or better."""
+    return weight.to(torch.promote_types(weight.dtype, torch.float32)) * scale.reciprocal()
