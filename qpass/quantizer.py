@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qpass.kernels import reference
-from qpass.spec import QuantSpec
+from qpass.spec import LOGS, QuantSpec
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
@@ -184,21 +184,36 @@ def codebook(spec: QuantSpec, device: torch.device) -> tuple[Tensor, Tensor]:
     >>> codebook(QuantSpec(format="log2", bits=2), torch.device("cpu"))[0]
     tensor([0.0000, 0.2500, 0.5000, 1.0000])
     """
-    if spec.format == "log2":
-        # all codes but one are powers of two, that one is zero; rounding happens in the exponent
-        bits = spec.widest - spec.symmetric
-        exponents = torch.arange(2**bits - 2, -1, -1, dtype=torch.float64)
-        powers = torch.exp2(-exponents)
-        edges = torch.exp2(-(exponents + 0.5))
-        if spec.symmetric:
-            table = torch.cat([-powers.flip(0), torch.zeros(1), powers])
-            thresholds = torch.cat([-edges.flip(0), edges])
-        else:
-            table, thresholds = torch.cat([torch.zeros(1), powers]), edges
-    else:
-        table = torch.tensor(_NF4, dtype=torch.float64) if spec.format == "nf4" else _fp8(spec.format)
-        thresholds = (table[1:] + table[:-1]) / 2
+    if spec.format in LOGS:
+        return log_codebook(spec, 0.5 if spec.format == "log-sqrt2" else 1.0, device)
+    table = torch.tensor(_NF4, dtype=torch.float64) if spec.format == "nf4" else _fp8(spec.format)
+    thresholds = (table[1:] + table[:-1]) / 2
     return table.float().to(device), thresholds.float().to(device)
+
+
+def log_codebook(spec: QuantSpec, step: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Levels 0 and base^-k for k = 0, 1, ..., where base = 2^step: one level for every code, signed if symmetric.
+
+    Rounding happens in the exponent: thresholds are at base^-(k + 1/2), and what is below the last one becomes 0.
+    Many codes of a large base would be too small for fp32; there are then fewer levels than codes.
+
+    >>> log_codebook(QuantSpec(format="log-sqrt2", bits=2), 0.5, torch.device("cpu"))[0]
+    tensor([0.0000, 0.5000, 0.7071, 1.0000])
+    """
+    bits = spec.widest - spec.symmetric
+    exponents = torch.arange(2**bits - 2, -1, -1, dtype=torch.float64) * step
+    exponents = exponents[exponents <= _LEAST_EXPONENT]
+    powers = torch.exp2(-exponents)
+    edges = torch.exp2(-(exponents + step / 2))
+    if spec.symmetric:
+        table = torch.cat([-powers.flip(0), torch.zeros(1), powers])
+        thresholds = torch.cat([-edges.flip(0), edges])
+    else:
+        table, thresholds = torch.cat([torch.zeros(1), powers]), edges
+    return table.float().to(device), thresholds.float().to(device)
+
+
+_LEAST_EXPONENT = 96.0  # well above the least normal number, 2^-126, so that a scale has room
 
 
 def _fp8(name: str) -> Tensor:

@@ -13,6 +13,8 @@ TEXTS = (
     "fp8-e5m2 channel sym",
     "nf4 group:16 sym",
     "log2:4 tensor asym",
+    "log-sqrt2:3 token sym time:2",
+    "log:8 group:8 asym",
 )
 
 

@@ -12,7 +12,10 @@ from qpass.quantizer import Quantizer
 from qpass_passes.assign import Assign
 from qpass_passes.calibration.uniform_steps import UniformSteps
 from qpass_passes.quantizers.absmax import AbsMax
+from qpass_passes.quantizers.adaptive_log import AdaptiveLog
 from qpass_passes.quantizers.learned_step import LearnedStep
+from qpass_passes.quantizers.log2 import Log2
+from qpass_passes.quantizers.log_sqrt2 import LogSqrt2
 from qpass_passes.quantizers.mse import Mse
 from qpass_passes.quantizers.percentile import Percentile
 from qpass_passes.simulate import Simulate
@@ -25,7 +28,7 @@ def register_passes() -> Sequence[type[Pass]]:
 
 @hookimpl
 def register_quantizers() -> Sequence[type[Quantizer]]:
-    return (AbsMax, LearnedStep, Mse, Percentile)
+    return (AbsMax, AdaptiveLog, LearnedStep, Log2, LogSqrt2, Mse, Percentile)
 
 
 @hookimpl
