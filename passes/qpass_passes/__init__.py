@@ -10,6 +10,9 @@ from qpass.hookspecs import hookimpl
 from qpass.manager import Pass
 from qpass.quantizer import Quantizer
 from qpass_passes.assign import Assign
+from qpass_passes.calibration.density_diversity import DensityDiversity
+from qpass_passes.calibration.every_step import EveryStep
+from qpass_passes.calibration.normal_steps import NormalSteps
 from qpass_passes.calibration.uniform_steps import UniformSteps
 from qpass_passes.quantizers.absmax import AbsMax
 from qpass_passes.quantizers.adaptive_log import AdaptiveLog
@@ -33,4 +36,4 @@ def register_quantizers() -> Sequence[type[Quantizer]]:
 
 @hookimpl
 def register_analyses() -> Sequence[type[Analysis[Any]]]:
-    return (UniformSteps,)
+    return (DensityDiversity, EveryStep, NormalSteps, UniformSteps)
