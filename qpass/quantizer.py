@@ -134,8 +134,13 @@ def ranges(batches: Batches, groups: int) -> Ranges:
     return Ranges(low=low, high=high, seen=seen, batches=count, total=total)
 
 
-def summarise(batches: Batches, spec: QuantSpec, bins: int = 4096, exact_below: int = 1 << 22) -> Summary:
-    """Stream values into ranges, then into histograms; a small single-group set is kept as it is."""
+def summarise(
+    batches: Batches, spec: QuantSpec, bins: int = 4096, exact_below: int = 1 << 22, most: int = 1 << 24
+) -> Summary:
+    """Stream values into ranges, then into histograms; a small single-group set is kept as it is.
+
+    Where there are many sets they have fewer bins, 256 at least, so that all together are `most`.
+    """
     found = ranges(batches, spec.time_groups)
     low, high = found.low, found.high
     if spec.time_groups == 1 and found.batches == 1 and found.total <= exact_below:
@@ -143,7 +148,7 @@ def summarise(batches: Batches, spec: QuantSpec, bins: int = 4096, exact_below: 
         # (B, K, M) as (1, K, B * M)
         kept = only.transpose(0, 1).reshape(1, only.shape[1], -1)
         return Summary(low=low, high=high, values=kept, counts=torch.ones_like(kept))
-    bins = max(256, min(bins, (1 << 24) // low.numel()))
+    bins = max(256, min(bins, most // low.numel()))
     width = ((high - low) / bins).clamp(min=1e-30)
     counts = torch.zeros(low.numel() * bins, device=low.device)
     sets = torch.arange(low.shape[1], device=low.device)

@@ -47,7 +47,7 @@ class AdaptiveLog(Quantizer):
         """The base and scales found; a large tensor is searched on its histogram."""
         if spec.format not in LOGS:
             return self.otherwise.fit(batches, spec)
-        summary = summarise(batches, spec, exact_below=1 << 16)
+        summary = summarise(batches, spec, exact_below=1 << 16, most=1 << 20)  # it is gone through many times
         gap = 0.9 / (self.candidates - 1)
         wide = torch.linspace(1.2, 0.3, self.candidates) - 1
         both = (wide, torch.linspace(-gap, gap, self.candidates))
