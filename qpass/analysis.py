@@ -47,20 +47,26 @@ class Analysis(ABC, Generic[T]):
 
 
 class Analyses:
-    """Answers so far. `load` and `save`, where given, keep stored answers about the reference on disk."""
+    """Answers so far. `load` and `save`, where given, keep stored answers about the reference on disk.
+
+    `found`, where given, is told every answer once, whether it was computed or loaded.
+    """
 
     def __init__(
         self,
         load: Callable[[Analysis[Any]], Tensors | None] | None = None,
         save: Callable[[Analysis[Any], Tensors], None] | None = None,
+        found: Callable[[Analysis[Any], Any], None] | None = None,
     ) -> None:
-        self._load, self._save = load, save
+        self._load, self._save, self._found = load, save, found
         self._answers: dict[Analysis[Any], Any] = {}
 
     def get(self, analysis: Analysis[T], graph: GraphModule, ctx: PassContext) -> T:
         """The answer, computed the first time only."""
         if analysis not in self._answers:
             self._answers[analysis] = self._find(analysis, graph, ctx)
+            if self._found:
+                self._found(analysis, self._answers[analysis])
         answer: T = self._answers[analysis]
         return answer
 

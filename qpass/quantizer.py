@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qpass.kernels import reference
-from qpass.spec import QuantSpec
+from qpass.spec import LOGS, QuantSpec
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
@@ -134,8 +134,13 @@ def ranges(batches: Batches, groups: int) -> Ranges:
     return Ranges(low=low, high=high, seen=seen, batches=count, total=total)
 
 
-def summarise(batches: Batches, spec: QuantSpec, bins: int = 4096, exact_below: int = 1 << 22) -> Summary:
-    """Stream values into ranges, then into histograms; a small single-group set is kept as it is."""
+def summarise(
+    batches: Batches, spec: QuantSpec, bins: int = 4096, exact_below: int = 1 << 22, most: int = 1 << 24
+) -> Summary:
+    """Stream values into ranges, then into histograms; a small single-group set is kept as it is.
+
+    Where there are many sets they have fewer bins, 256 at least, so that all together are `most`.
+    """
     found = ranges(batches, spec.time_groups)
     low, high = found.low, found.high
     if spec.time_groups == 1 and found.batches == 1 and found.total <= exact_below:
@@ -143,7 +148,7 @@ def summarise(batches: Batches, spec: QuantSpec, bins: int = 4096, exact_below: 
         # (B, K, M) as (1, K, B * M)
         kept = only.transpose(0, 1).reshape(1, only.shape[1], -1)
         return Summary(low=low, high=high, values=kept, counts=torch.ones_like(kept))
-    bins = max(256, min(bins, (1 << 24) // low.numel()))
+    bins = max(256, min(bins, most // low.numel()))
     width = ((high - low) / bins).clamp(min=1e-30)
     counts = torch.zeros(low.numel() * bins, device=low.device)
     sets = torch.arange(low.shape[1], device=low.device)
@@ -184,21 +189,36 @@ def codebook(spec: QuantSpec, device: torch.device) -> tuple[Tensor, Tensor]:
     >>> codebook(QuantSpec(format="log2", bits=2), torch.device("cpu"))[0]
     tensor([0.0000, 0.2500, 0.5000, 1.0000])
     """
-    if spec.format == "log2":
-        # all codes but one are powers of two, that one is zero; rounding happens in the exponent
-        bits = spec.widest - spec.symmetric
-        exponents = torch.arange(2**bits - 2, -1, -1, dtype=torch.float64)
-        powers = torch.exp2(-exponents)
-        edges = torch.exp2(-(exponents + 0.5))
-        if spec.symmetric:
-            table = torch.cat([-powers.flip(0), torch.zeros(1), powers])
-            thresholds = torch.cat([-edges.flip(0), edges])
-        else:
-            table, thresholds = torch.cat([torch.zeros(1), powers]), edges
-    else:
-        table = torch.tensor(_NF4, dtype=torch.float64) if spec.format == "nf4" else _fp8(spec.format)
-        thresholds = (table[1:] + table[:-1]) / 2
+    if spec.format in LOGS:
+        return log_codebook(spec, 0.5 if spec.format == "log-sqrt2" else 1.0, device)
+    table = torch.tensor(_NF4, dtype=torch.float64) if spec.format == "nf4" else _fp8(spec.format)
+    thresholds = (table[1:] + table[:-1]) / 2
     return table.float().to(device), thresholds.float().to(device)
+
+
+def log_codebook(spec: QuantSpec, step: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Levels 0 and base^-k for k = 0, 1, ..., where base = 2^step: one level for every code, signed if symmetric.
+
+    Rounding happens in the exponent: thresholds are at base^-(k + 1/2), and what is below the last one becomes 0.
+    Many codes of a large base would be too small for fp32; there are then fewer levels than codes.
+
+    >>> log_codebook(QuantSpec(format="log-sqrt2", bits=2), 0.5, torch.device("cpu"))[0]
+    tensor([0.0000, 0.5000, 0.7071, 1.0000])
+    """
+    bits = spec.widest - spec.symmetric
+    exponents = torch.arange(2**bits - 2, -1, -1, dtype=torch.float64) * step
+    exponents = exponents[exponents <= _LEAST_EXPONENT]
+    powers = torch.exp2(-exponents)
+    edges = torch.exp2(-(exponents + step / 2))
+    if spec.symmetric:
+        table = torch.cat([-powers.flip(0), torch.zeros(1), powers])
+        thresholds = torch.cat([-edges.flip(0), edges])
+    else:
+        table, thresholds = torch.cat([torch.zeros(1), powers]), edges
+    return table.float().to(device), thresholds.float().to(device)
+
+
+_LEAST_EXPONENT = 96.0  # well above the least normal number, 2^-126, so that a scale has room
 
 
 def _fp8(name: str) -> Tensor:

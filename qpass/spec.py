@@ -1,7 +1,8 @@
 """How one tensor is quantized, in words a recipe can hold. Nothing here needs torch.
 
-A quantizer's text: `<int2..int8|fp8-e4m3|fp8-e5m2|nf4|log2[:BITS]> <tensor|channel|token|group:N>
-[sym|asym] [dynamic] [time:G]`.
+A quantizer's text: `<int2..int8|fp8-e4m3|fp8-e5m2|nf4|log2[:BITS]|log-sqrt2[:BITS]|log[:BITS]>
+<tensor|channel|token|group:N> [sym|asym] [dynamic] [time:G]`. The levels of log2 and log-sqrt2 are powers of 2 and of
+its root; those of log are powers of what the quantizer that fits them chooses, and of 2 where it has no choice.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from attrs import validators as v
 
 Granularity = Literal["tensor", "channel", "token", "group"]
 GRAMMAR = (
-    "<int2..int8|fp8-e4m3|fp8-e5m2|nf4|log2[:BITS]> <tensor|channel|token|group:N> [sym|asym] [dynamic] [time:G]"
+    "<int2..int8|fp8-e4m3|fp8-e5m2|nf4|log2[:BITS]|log-sqrt2[:BITS]|log[:BITS]> "
+    "<tensor|channel|token|group:N> [sym|asym] [dynamic] [time:G]"
 )
+LOGS = ("log2", "log-sqrt2", "log")
 _CODEBOOK_BITS = {"fp8-e4m3": 8, "fp8-e5m2": 8, "nf4": 4}
 
 
@@ -26,7 +29,7 @@ class QuantSpec:
     `bits` is one number, or one per output channel of a weight.
     """
 
-    format: Literal["int", "fp8-e4m3", "fp8-e5m2", "nf4", "log2"] = "int"
+    format: Literal["int", "fp8-e4m3", "fp8-e5m2", "nf4", "log2", "log-sqrt2", "log"] = "int"
     bits: int | tuple[int, ...] = 8
     granularity: Granularity = attrs.field(
         default="tensor", validator=v.in_(("tensor", "channel", "token", "group"))
@@ -59,8 +62,8 @@ class QuantSpec:
     def __str__(self) -> str:
         if self.format == "int":
             head = f"int{self.widest}"
-        elif self.format == "log2":
-            head = f"log2:{self.widest}"
+        elif self.format in LOGS:
+            head = f"{self.format}:{self.widest}"
         else:
             head = self.format
         parts = [head, self.granularity + (f":{self.group_size}" if self.group_size else "")]
@@ -93,8 +96,8 @@ def parse_spec(text: str, *, symmetric: bool) -> QuantSpec:
     head, grain, *rest = words
     if match := re.fullmatch(r"int([2-8])", head):
         fields: dict[str, object] = {"format": "int", "bits": int(match[1])}
-    elif match := re.fullmatch(r"log2(?::([2-8]))?", head):
-        fields = {"format": "log2", "bits": int(match[1] or 4)}
+    elif match := re.fullmatch(r"(log2|log-sqrt2|log)(?::([2-8]))?", head):
+        fields = {"format": match[1], "bits": int(match[2] or 4)}
     elif head in _CODEBOOK_BITS:
         fields = {"format": head, "bits": _CODEBOOK_BITS[head]}
     else:

@@ -13,6 +13,8 @@ TEXTS = (
     "fp8-e5m2 channel sym",
     "nf4 group:16 sym",
     "log2:4 tensor asym",
+    "log-sqrt2:3 token sym time:2",
+    "log:8 group:8 asym",
 )
 
 
@@ -40,6 +42,9 @@ def test_symmetry_defaults_to_what_the_place_wants():
         ("int8 tensor tme:4", "'tme:4' in 'int8 tensor tme:4' means nothing here"),
         ("int8 tensor dynamic time:4", "takes no time groups"),
         ("nf4 tensor dynamic", "only int formats can be dynamic"),
+        ("log-sqrt2:4 token dynamic", "only int formats can be dynamic, not log-sqrt2"),
+        ("log3:4 tensor", "'log3:4' in 'log3:4 tensor' is not a number format"),
+        ("log:9 tensor", "'log:9' in 'log:9 tensor' is not a number format"),
     ],
 )
 def test_a_wrong_text_names_the_word(text, said):

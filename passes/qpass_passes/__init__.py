@@ -12,11 +12,17 @@ from qpass.quantizer import Quantizer
 from qpass_passes.adaround import AdaRound
 from qpass_passes.assign import Assign
 from qpass_passes.brecq import Brecq
+from qpass_passes.calibration.density_diversity import DensityDiversity
+from qpass_passes.calibration.every_step import EveryStep
+from qpass_passes.calibration.normal_steps import NormalSteps
 from qpass_passes.calibration.uniform_steps import UniformSteps
 from qpass_passes.learn_steps import LearnSteps
 from qpass_passes.qdrop import QDrop
 from qpass_passes.quantizers.absmax import AbsMax
+from qpass_passes.quantizers.adaptive_log import AdaptiveLog
 from qpass_passes.quantizers.learned_step import LearnedStep
+from qpass_passes.quantizers.log2 import Log2
+from qpass_passes.quantizers.log_sqrt2 import LogSqrt2
 from qpass_passes.quantizers.mse import Mse
 from qpass_passes.quantizers.percentile import Percentile
 from qpass_passes.simulate import Simulate
@@ -31,9 +37,9 @@ def register_passes() -> Sequence[type[Pass]]:
 
 @hookimpl
 def register_quantizers() -> Sequence[type[Quantizer]]:
-    return (AbsMax, LearnedStep, Mse, Percentile)
+    return (AbsMax, AdaptiveLog, LearnedStep, Log2, LogSqrt2, Mse, Percentile)
 
 
 @hookimpl
 def register_analyses() -> Sequence[type[Analysis[Any]]]:
-    return (UniformSteps,)
+    return (DensityDiversity, EveryStep, NormalSteps, UniformSteps)

@@ -12,9 +12,18 @@ from torch.fx import GraphModule, Node
 
 from qpass.errors import PreconditionError, did_you_mean
 from qpass.graph import depends_on, split_attention
+from qpass.graph.attention import SOFTMAX
+from qpass.graph.nodes import aten
 from qpass.manager import Pass, PassContext, PassResult
 from qpass.slots import MATMULS, layer, spec_of
 from qpass.spec import NodeSpec, QuantSpec, parse_spec
+
+_SOFTMAX = (*SOFTMAX, aten._softmax.default)
+_PASSING = (
+    aten.to.dtype, aten._to_copy.default, aten.type_as.default, aten.dropout.default, aten.clone.default,
+    aten.contiguous.default, aten.view.default, aten.reshape.default, aten._unsafe_view.default,
+    aten.expand.default, aten.transpose.int, aten.permute.default,
+)  # fmt: skip
 
 
 def _weight_text(instance: object, attribute: attrs.Attribute[str], value: str) -> None:
@@ -42,11 +51,12 @@ def _attention_text(instance: object, attribute: attrs.Attribute[str], value: st
 
 @attrs.frozen(kw_only=True)
 class Rule:
-    """An exception: nodes whose name matches the glob `match` take these instead."""
+    """An exception: nodes whose name matches the glob `match` take these instead; softmax outputs as `input`."""
 
     match: str
     weight: str = attrs.field(default="float", validator=_weight_text)
     input: str = attrs.field(default="float", validator=_input_text)
+    softmax: str = attrs.field(default="same", validator=_attention_text)
 
 
 @attrs.frozen(kw_only=True)
@@ -81,6 +91,11 @@ class Assign(Pass):
             'channel or group), or "float"'
         },
     )
+    softmax: str = attrs.field(
+        default="same",
+        validator=_attention_text,
+        metadata={"help": 'quantizer of softmax outputs, like "log2:4 tensor"; "same" as q, k and v, or "float"'},
+    )
     edge_weight: str = attrs.field(
         default="int8 channel",
         validator=_weight_text,
@@ -99,7 +114,7 @@ class Assign(Pass):
     rules: tuple[Rule, ...] = attrs.field(
         default=(),
         validator=v.deep_iterable(v.instance_of(Rule), v.instance_of(tuple)),
-        metadata={"help": "exceptions, each {match, weight, input}; the last that matches holds"},
+        metadata={"help": "exceptions, each {match, weight, input, softmax}; the last that matches holds"},
     )
 
     def requires(self, graph: GraphModule, ctx: PassContext) -> None:
@@ -116,7 +131,8 @@ class Assign(Pass):
 
     def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
         """Split attention where its inside is quantized, and write the specs."""
-        wanted = self.attention != "float" and (self.attention != "same" or self.input != "float")
+        inside = self.input if self.attention == "same" else self.attention
+        wanted = inside != "float" or self.softmax not in ("same", "float")
         split = split_attention(graph) if wanted else 0
         at_edge = edges(graph)
         count: Counter[str] = Counter()
@@ -142,17 +158,15 @@ class Assign(Pass):
         if any(fnmatchcase(name, glob) for glob in self.keep):
             return None
         weight, given = (self.edge_weight, self.edge_input) if edge else (self.weight, self.input)
-        inside = self.input if self.attention == "same" else self.attention
+        inside, softmax = self.input if self.attention == "same" else self.attention, self.softmax
         for rule in self.rules:
             if fnmatchcase(name, rule.match):
-                weight, given, inside = rule.weight, rule.input, rule.input
+                weight, given, inside, softmax = rule.weight, rule.input, rule.input, rule.softmax
         if layer(graph, node) is not None:
             spec = NodeSpec(weight=_parse(weight, True), inputs=(_parse(given, False),))
         elif node.target in MATMULS:
-            both = _parse(inside, False)
-            if both is not None and both.granularity in ("channel", "group"):
-                both = attrs.evolve(both, granularity="tensor", group_size=0)
-            spec = NodeSpec(inputs=(both, both))
+            texts = (softmax if softmax != "same" and _after_softmax(arg) else inside for arg in node.args[:2])
+            spec = NodeSpec(inputs=tuple(_inside_attention(text) for text in texts))
         else:
             return None
         return spec if spec.weight is not None or any(spec.inputs) else None
@@ -160,6 +174,21 @@ class Assign(Pass):
 
 def _parse(text: str, symmetric: bool) -> QuantSpec | None:
     return None if text == "float" else parse_spec(text, symmetric=symmetric)
+
+
+def _inside_attention(text: str) -> QuantSpec | None:
+    """The spec of a product's operand: never by channel, as its last axis may be tokens."""
+    spec = _parse(text, False)
+    if spec is not None and spec.granularity in ("channel", "group"):
+        return attrs.evolve(spec, granularity="tensor", group_size=0)
+    return spec
+
+
+def _after_softmax(value: Any) -> bool:
+    """Whether it is a softmax's output, up to its dtype and shape."""
+    while isinstance(value, Node) and value.target in _PASSING:
+        value = value.args[0]
+    return isinstance(value, Node) and value.target in _SOFTMAX
 
 
 def _words(spec: NodeSpec) -> str:

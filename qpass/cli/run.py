@@ -51,11 +51,12 @@ def command(
 
     \b
     It writes into the run's folder
-      recipe.toml     the recipe as carried out, with preset and changes applied
-      stages/         each pass's result, from which an interrupted run resumes
-      artifact/       the quantized model; `qpass.load` opens it
-      report.html     the report for people, and report.json for programs
-      timings.json    seconds and memory, which vary between equal runs
+      recipe.toml       the recipe as carried out, with preset and changes applied
+      stages/           each pass's result, from which an interrupted run resumes
+      artifact/         the quantized model; `qpass.load` opens it
+      report.html       the report for people, and report.json for programs
+      calibration.json  what it was calibrated on: name, options, timesteps, a hash of the rows
+      timings.json      seconds and memory, which vary between equal runs
     """
     from rich.console import Console
 

@@ -14,7 +14,8 @@ import attrs
 import torch
 from torch.fx import GraphModule
 
-from qpass.analysis import Analyses
+from qpass.activations import Samples
+from qpass.analysis import Analyses, Analysis
 from qpass.artifact.folder import GRAPH, Artifact, load_artifact, save
 from qpass.device import select_device
 from qpass.errors import ModelError, QpassError, RecipeError
@@ -31,6 +32,7 @@ from qpass.report import render, report, to_json
 from qpass.report.data import plain
 from qpass.run.fingerprint import digest, facts, ground, own_code, stage_prints, versions
 from qpass.run.folder import KeptStages, RunFolder
+from qpass.run.manifest import manifest, to_text
 from qpass.sampling import make_scheduler
 
 
@@ -60,7 +62,10 @@ def run(
     folder = RunFolder(path=path, catalog=catalog)
     with folder.held():
         base = ground(recipe, where.type)
-        if changed := folder.changed(facts(recipe, base)):
+        changed = folder.changed(facts(recipe, base))
+        if any(name.partition(".")[0] in base for name in changed):
+            folder.calibration.unlink(missing_ok=True)  # of another set; written again where one is asked for
+        if changed:
             progress.say(f"changed since the last run in {path}: {', '.join(changed)}; redoing what depends on it")
         write_file(path / "recipe.toml", recipe.toml())
         ctx = context(recipe, catalog, where, progress, folder, digest(base))
@@ -118,11 +123,18 @@ def context(
         analyses=Analyses(
             load=lambda question: folder.read_analysis(base, question),
             save=lambda question, tensors: folder.write_analysis(base, question, tensors),
+            found=partial(_describe, recipe, folder),
         ),
         progress=progress,
         scratch=folder.path / "stages",
         memory_budget=bytes_of(recipe.memory_budget),
     )
+
+
+def _describe(recipe: Recipe, folder: RunFolder, question: Analysis[Any], answer: Any) -> None:
+    """Say beside the run what it is calibrated on, once that is known."""
+    if question == recipe.calibration and isinstance(answer, Samples):
+        write_file(folder.calibration, to_text(manifest(question, recipe.seed, answer)))
 
 
 def traced(adapter: ModelAdapter) -> GraphModule:

@@ -38,6 +38,11 @@ class RunFolder:
         """The quantized model."""
         return self.path / "artifact"
 
+    @property
+    def calibration(self) -> Path:
+        """What the model was calibrated on, described."""
+        return self.path / "calibration.json"
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Hold the folder for one process at a time, and clear what an interrupted one left half-written."""

@@ -128,3 +128,40 @@ def test_same_is_a_word_for_attention_alone():
     """ "same" as the quantizer of inputs means nothing and is refused at once."""
     with pytest.raises(ValueError, match="'same' is not a quantizer"):
         Assign(input="same")
+
+
+def test_softmax_outputs_may_have_a_spec_of_their_own(context):
+    """Only the second product's first operand takes it; a rule has its own; alone it still splits attention."""
+    log, six = (parse_spec(text, symmetric=False) for text in ("log2:4 tensor", "int6 tensor"))
+    _, found = assigned(context, input="int6 tensor", softmax="log2:4 tensor")
+    products = {name: spec.inputs for name, spec in found.items() if "/qk[" in name or "/pv[" in name}
+    assert products
+    assert all(inputs == ((log, six) if "/pv[" in name else (six, six)) for name, inputs in products.items())
+    _, found = assigned(context, attention="float", softmax="log2:4 tensor")
+    assert all(found[name].inputs == (log, None) for name in products if "/pv[" in name)
+    assert not any("/qk[" in name for name in found)
+    rule = Rule(match="*/pv*", input="int6 tensor", softmax="float")
+    _, found = assigned(context, softmax="log2:4 tensor", rules=(rule,))
+    assert all(found[name].inputs == (None, six) for name in products if "/pv[" in name)
+
+
+def test_softmax_is_found_behind_casts_and_reshapes():
+    """Attention written out, with its weights cast and reshaped before the product, and the operands swapped."""
+    from qpass_passes.assign import _after_softmax
+
+    from qpass.graph import trace
+
+    class Written(torch.nn.Module):
+        def forward(self, x, t):
+            weights = (
+                (x @ x.transpose(-1, -2)).float().softmax(-1).type(x.dtype).reshape(-1, x.shape[1], x.shape[1])
+            )
+            return torch.bmm(x.transpose(1, 2), weights.transpose(1, 2)).transpose(1, 2) + t[:, None, None]
+
+    graph = trace(Written(), (torch.randn(2, 5, 6), torch.ones(2)))
+    found = [
+        [_after_softmax(arg) for arg in node.args]
+        for node in graph.graph.nodes
+        if node.target in (torch.ops.aten.matmul.default, torch.ops.aten.bmm.default)
+    ]
+    assert found == [[False, False], [False, True]]

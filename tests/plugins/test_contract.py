@@ -31,7 +31,7 @@ from qpass.quantizer import dequantize, fake_quantize, quantize
 from qpass.recipe import from_data, order_problems
 from qpass.recipe.structure import Structure, to_data
 from qpass.report.data import plain
-from qpass.spec import parse_spec
+from qpass.spec import LOGS, parse_spec
 
 KNOWN = catalog()
 EVERY = [
@@ -250,13 +250,21 @@ def fingerprint(graph: GraphModule) -> str:
 
 WEIGHT_SPECS = [
     f"{number} {grain}{sign}"
-    for number in ("int2", "int4", "int8", "nf4", "log2", "fp8-e4m3", "fp8-e5m2")
+    for number in ("int2", "int4", "int8", "nf4", "log2", "log:8", "fp8-e4m3", "fp8-e5m2")
     for grain in ("tensor", "channel", "group:4")
     for sign in (" sym", " asym")
 ]
 INPUT_SPECS = [
     f"{number} {grain}{time}"
-    for number in ("int4 tensor", "int8 channel", "int8 token", "int8 group:4", "nf4 tensor", "log2 token")
+    for number in (
+        "int4 tensor",
+        "int8 channel",
+        "int8 token",
+        "int8 group:4",
+        "nf4 tensor",
+        "log2 token",
+        "log-sqrt2 tensor",
+    )
     for grain in ("",)
     for time in ("", " time:3")
 ]
@@ -363,7 +371,7 @@ def well_formed(params: Any, spec: Any, groups: int, sets: int) -> None:
 def close(rounded: Tensor, x: Tensor, spec: Any) -> None:
     """What is rounded is finite, and loses less than it keeps where its format holds numbers of both signs."""
     assert torch.isfinite(rounded).all()
-    if spec.format == "log2" and not spec.symmetric:
+    if spec.format in LOGS and not spec.symmetric:
         return  # magnitudes only: made for softmax outputs
     assert (rounded - x).square().mean() < x.square().mean()
 

@@ -6,11 +6,23 @@ import numpy as np
 import pytest
 import torch
 from qpass_passes.quantizers.absmax import AbsMax
+from qpass_passes.quantizers.adaptive_log import AdaptiveLog
+from qpass_passes.quantizers.learned_step import LearnedStep
 from qpass_passes.quantizers.mse import Mse
 from qpass_passes.quantizers.percentile import Percentile
 
-from qpass.quantizer import summarise
-from qpass.spec import QuantSpec
+from qpass.kernels import reference
+from qpass.quantizer import dequantize, quantize, summarise
+from qpass.spec import QuantSpec, parse_spec
+
+EVERY = [
+    AbsMax(),
+    AdaptiveLog(),
+    LearnedStep(iterations=120),
+    LearnedStep(init=Mse(), iterations=10),
+    Mse(),
+    Percentile(q=0.999),
+]
 
 
 def stream(values, groups=None, parts=1):
@@ -59,19 +71,21 @@ def brute(x, bits, symmetric, norm, steps=80):
 
 @pytest.mark.parametrize("bits", [2, 4, 6])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_mse_finds_what_brute_force_finds(bits, symmetric):
+@pytest.mark.parametrize(("norm", "steps"), [(2.4, 80), (2.0, 80), (1.0, 30), (3.5, 5)])
+def test_mse_finds_what_brute_force_finds(bits, symmetric, norm, steps):
     """On a small set the range is one of the two best that a plain search finds, with its error within 0.1 %."""
     x = draw(1, 3, 400, seed=bits)
-    params = Mse().fit(stream(x), QuantSpec(bits=bits, granularity="channel", symmetric=symmetric)).tensors
+    spec = QuantSpec(bits=bits, granularity="channel", symmetric=symmetric)
+    params = Mse(norm=norm, steps=steps).fit(stream(x), spec).tensors
     for k in range(3):
         values = x[0, k].double().numpy()
-        scale, error = brute(values, bits, symmetric, 2.4)
+        scale, error = brute(values, bits, symmetric, norm, steps)
         assert params["scale"][0, k].item() == pytest.approx(scale, rel=0.02)
         ours = params["scale"][0, k].item()
         zero = params["zero"][0, k].item()
         bottom, top = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
         q = np.clip(np.round(values / ours) + zero, bottom, top)
-        assert (np.abs((q - zero) * ours - values) ** 2.4).sum() <= error * 1.001
+        assert (np.abs((q - zero) * ours - values) ** norm).sum() <= error * 1.001
 
 
 def test_mse_on_a_histogram_is_near_the_exact_search():
@@ -86,6 +100,29 @@ def test_mse_on_a_histogram_is_near_the_exact_search():
         return ((((x / s).round() + z).clamp(0, 15) - z) * s - x).abs().pow(2.4).sum()
 
     assert error(binned) <= error(exact) * 1.02
+
+
+@pytest.mark.parametrize("quantizer", EVERY, ids=lambda quantizer: quantizer.name)
+@pytest.mark.parametrize("grain", ["tensor", "channel", "token", "group:4"])
+@pytest.mark.parametrize("sign", ["sym", "asym"])
+def test_every_width_and_granularity(quantizer, grain, sign):
+    """From 2 to 8 bits, with one time group or three: codes fit their width, and each bit takes error away."""
+    x = draw(6, 10, 4, 4, seed=5) + 0.2
+    for groups in (1, 3):
+        group = torch.arange(6) % groups
+        errors = []
+        for bits in range(2, 9):
+            spec = parse_spec(f"int{bits} {grain} {sign} time:{groups}", symmetric=False)
+            values = reference.arrange(x, reference.CHANNEL_FIRST, spec.granularity, spec.group_size)
+            params = quantizer.fit(stream(values, group, parts=2), spec).tensors
+            assert params["scale"].shape == (groups, values.shape[1])
+            codes = quantize(x, spec, params, reference.CHANNEL_FIRST, group)
+            low, high = reference.levels(bits, spec.symmetric)
+            assert low <= codes.min() <= codes.max() <= high
+            rounded = dequantize(codes, spec, params, reference.CHANNEL_FIRST, group)
+            errors.append((rounded - x).square().mean().item())
+        assert errors == sorted(errors, reverse=True)
+        assert errors[-1] < 0.02 * errors[0]
 
 
 @pytest.mark.parametrize("q", [0.9, 0.99])

@@ -31,7 +31,9 @@ def test_leaves_what_the_architecture_promises(data, catalog, tmp_path):
     """The folder holds recipe, stages, artifact, reports and timings; metric names are the fixed ones."""
     result = run(from_data(data, catalog=catalog), catalog=catalog, out=tmp_path / "r")
     names = {path.name for path in result.folder.iterdir()}
-    assert names == {"recipe.toml", "stages", "artifact", "report.json", "report.html", "timings.json"}
+    assert names == {
+        "recipe.toml", "stages", "artifact", "calibration.json", "report.json", "report.html", "timings.json"
+    }  # fmt: skip
     report = json.loads((result.folder / "report.json").read_text())
     assert {"schema", "recipe", "seed", "versions", "device", "records", "metrics"} <= report.keys()
     assert [record["pass"] for record in report["records"]] == ["assign", "simulate"]

@@ -149,7 +149,7 @@ class LearnedStep(Quantizer):
 
     def fit(self, batches: Batches, spec: QuantSpec) -> QParams:
         """Parameters with the least squared error that the gradient finds, for each parameter set by itself."""
-        summary = summarise(batches, spec)
+        summary = summarise(batches, spec, exact_below=1 << 18, most=1 << 20)  # it is gone through many times
         first = initial(summary, spec) if self.init is None else self.init.fit(batches, spec)
         return learn(summary, first, spec, self.iterations, self.lr)
 
