@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Resize = Literal["pytorch", "tensorflow"]
 Precision = Literal["float32", "bfloat16"]
 SAMPLES = "images drawn from each model"
-AGAINST = "a reference file, or images: a folder, an .npz, a data set"
+AGAINST = "cifar10-train, a reference file, or images: a folder, an .npz, a data set"
 RESIZE = "how images reach 299 x 299: half-pixel bilinear as in pytorch-fid, or as TensorFlow 1 and ADM have it"
 PRECISION = "of the network's arithmetic; both sides always have the same"
 

@@ -9,11 +9,15 @@ from qpass.analysis import Analysis
 from qpass.hookspecs import hookimpl
 from qpass.manager import Pass
 from qpass.quantizer import Quantizer
+from qpass_passes.adaround import AdaRound
 from qpass_passes.assign import Assign
+from qpass_passes.brecq import Brecq
 from qpass_passes.calibration.density_diversity import DensityDiversity
 from qpass_passes.calibration.every_step import EveryStep
 from qpass_passes.calibration.normal_steps import NormalSteps
 from qpass_passes.calibration.uniform_steps import UniformSteps
+from qpass_passes.learn_steps import LearnSteps
+from qpass_passes.qdrop import QDrop
 from qpass_passes.quantizers.absmax import AbsMax
 from qpass_passes.quantizers.adaptive_log import AdaptiveLog
 from qpass_passes.quantizers.learned_step import LearnedStep
@@ -26,7 +30,7 @@ from qpass_passes.simulate import Simulate
 
 @hookimpl
 def register_passes() -> Sequence[type[Pass]]:
-    return (Assign, Simulate)
+    return (AdaRound, Assign, Brecq, LearnSteps, QDrop, Simulate)
 
 
 @hookimpl

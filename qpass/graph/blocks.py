@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Collection, Sequence
 from itertools import groupby
 from typing import Literal, cast
 
@@ -49,7 +50,30 @@ def blocks(gm: GraphModule) -> tuple[Block, ...]:
     """
     order = compute_nodes(gm.graph)
     keys = _keys(order)
-    runs = [(key, tuple(run)) for key, run in groupby(order, lambda node: keys[node])]
+    return _chain(gm, [(key, tuple(run)) for key, run in groupby(order, lambda node: keys[node])])
+
+
+def blocks_ending_at(gm: GraphModule, ends: Collection[Node]) -> tuple[Block, ...]:
+    """A finer chain, each of whose blocks ends at one of these nodes and is named after it.
+
+    What comes after the last of them is one more block.
+    """
+    runs: list[tuple[Key | None, tuple[Node, ...]]] = []
+    run: list[Node] = []
+    for node in compute_nodes(gm.graph):
+        if node.target is operator.getitem and not run and runs:
+            key, done = runs[-1]  # one of several results stays with what made it
+            runs[-1] = (key, (*done, node))
+            continue
+        run.append(node)
+        if node in ends:
+            runs.append(((str(node.meta.get("origin", node.name)), "other"), tuple(run)))
+            run = []
+    return _chain(gm, [*runs, (None, tuple(run))] if run else runs)
+
+
+def _chain(gm: GraphModule, runs: Sequence[tuple[Key | None, tuple[Node, ...]]]) -> tuple[Block, ...]:
+    """Blocks of consecutive runs that partition the compute nodes."""
     skipped = sizes(gm.graph)
     inputs = [_inputs(run, skipped) for _, run in runs]
     read = {node for nodes in inputs for node in nodes} | set(gm.graph.output_node().all_input_nodes)

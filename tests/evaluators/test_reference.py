@@ -12,7 +12,9 @@ from qpass_evaluators import against, features, reference
 from qpass_evaluators.features import extract
 from qpass_evaluators.fid import Fid
 from qpass_evaluators.kid import Kid
+from qpass_evaluators.networks import Inception
 from qpass_evaluators.reference import make_reference, open_reference
+from qpass_evaluators.statistics.frechet import frechet
 from thumbnail import Failing, PowerError, Thumbnail
 
 from qpass.evaluator import EvaluationError
@@ -119,6 +121,19 @@ def test_shipped_references_by_name(
         assert found.protocol()["resize"] == resize
     with pytest.raises(EvaluationError, match="reference 'cifar10-train' was measured differently: resize"):
         against.reference("cifar10-train", Thumbnail(resize="tensorflow"), "")
+
+
+def test_what_ships_for_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by name without any data: 50,000 images, both outputs, by the network that ships, and as covariances go."""
+    monkeypatch.delenv("QPASS_DATA", raising=False)
+    found = against.reference("cifar10-train", Inception(), "")
+    assert found is not None
+    assert (found.count, found.size) == (50_000, "32x32")
+    for output, width in Inception().dimensions().items():
+        moments = found.moments(output)
+        assert moments.mean.shape == (width,)
+        assert float(torch.linalg.eigvalsh(moments.covariance)[0]) > -1e-6  # fp32's rounding aside
+        assert abs(frechet(moments, moments)) < 1e-6
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "other"])

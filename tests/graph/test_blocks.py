@@ -46,11 +46,15 @@ def test_every_block_runs_alone_at_another_batch(zoo, name, split):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("fine", [False, True], ids=["blocks", "layers"])
 @pytest.mark.parametrize("name", tiny.NAMES)
-def test_the_chain_is_the_model(zoo, name):
+def test_the_chain_is_the_model(zoo, name, fine):
     """Blocks partition the compute nodes in order, and run one after another they give the model's output."""
     model, gm = zoo(name)
-    cut = graph.blocks(gm)
+    layers = [n for n in gm.graph.nodes if n.op == "call_module"]
+    cut = graph.blocks_ending_at(gm, layers) if fine else graph.blocks(gm)
+    if fine:
+        assert [block.nodes[-1] for block in cut if block.nodes[-1] in layers] == layers
     assert [node for block in cut for node in block.nodes] == compute_nodes(gm.graph)
     assert len({block.name for block in cut}) == len(cut)
     inputs = model.example(3, seed=3)

@@ -1,0 +1,113 @@
+"""The chain of blocks and what must be kept between them: the tensors that a later block still reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import attrs
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from qpass.activations import Samples
+from qpass.errors import PreconditionError
+from qpass.graph import Block, block_module, blocks, blocks_ending_at
+from qpass.slots import slots, spec_of
+from qpass_passes.reconstruction.objective import Unit
+
+PROBE = (2, 3)  # batch sizes that tell apart tensors with rows from those that are the same for all
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Shape:
+    """What one row of a tensor takes; `rows` is False for a tensor without any, whose value is kept instead."""
+
+    like: Tensor
+    rows: bool
+    largest: float
+
+    @property
+    def bytes(self) -> int:
+        """Of one row."""
+        return self.like[0].nbytes if self.rows else 0
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Chain:
+    """Blocks in order; `dies[i]` are the tensors that nobody reads after block i."""
+
+    blocks: tuple[Block, ...]
+    dies: tuple[tuple[Node, ...], ...]
+    shapes: Mapping[Node, Shape]
+    differs: frozenset[Node]  # tensors that rounding changes, so that both models' are kept
+
+    def peak_bytes(self, rows: int) -> int:
+        """The most that the live tensors of both models take at once, over that many rows."""
+        live: set[Node] = set()
+        peak = 0
+        for block, gone in zip(self.blocks, self.dies, strict=True):
+            live |= set(block.outputs)
+            peak = max(peak, sum(self.shapes[n].bytes * (1 + (n in self.differs)) for n in live))
+            live -= set(gone)
+        return peak * rows
+
+
+def chain(graph: GraphModule, unit: Unit, samples: Samples, device: torch.device) -> Chain:
+    """Cut the graph, and look at every tensor that crosses a cut with a few of the rows."""
+    if unit == "block":
+        cut = blocks(graph)
+    else:
+        homes = [slot.node for slot in slots(graph) if slot.index < 0]
+        cut = blocks_ending_at(graph, set(homes))
+    return Chain(
+        blocks=cut, dies=_deaths(graph, cut), shapes=_shapes(graph, cut, samples, device), differs=_differing(cut)
+    )
+
+
+def _deaths(graph: GraphModule, cut: Sequence[Block]) -> tuple[tuple[Node, ...], ...]:
+    last: dict[Node, int] = {}
+    for index, block in enumerate(cut):
+        for node in (*block.inputs, *block.outputs):
+            last[node] = index
+    given = set(graph.graph.find_nodes(op="placeholder"))
+    return tuple(tuple(n for n, at in last.items() if at == index and n not in given) for index in range(len(cut)))
+
+
+def _differing(cut: Sequence[Block]) -> frozenset[Node]:
+    found: set[Node] = set()
+    for block in cut:
+        inside = {node for node in block.inputs if node in found}
+        for node in block.nodes:
+            if spec_of(node) is not None or any(source in inside for source in node.all_input_nodes):
+                inside.add(node)
+        found |= inside.intersection(block.outputs)
+    return frozenset(found)
+
+
+@torch.no_grad()
+def _shapes(graph: GraphModule, cut: Sequence[Block], samples: Samples, device: torch.device) -> dict[Node, Shape]:
+    if len(samples) < max(PROBE):
+        raise PreconditionError(
+            f"reconstruction needs at least {max(PROBE)} calibration rows, and there are {len(samples)}; raise "
+            "calibration.samples"
+        )
+    seen: list[dict[Node, Tensor]] = []
+    for size in PROBE:
+        live = dict(
+            zip(graph.graph.find_nodes(op="placeholder"), next(samples.batches(size, device)), strict=True)
+        )
+        kept = dict(live)
+        for block in cut:
+            made = block_module(graph, block)(*(live[node] for node in block.inputs))
+            live.update(zip(block.outputs, made, strict=True))
+            kept.update(zip(block.outputs, made, strict=True))
+        seen.append(kept)
+    first, second = seen
+    return {
+        node: Shape(
+            like=value.cpu(),
+            rows=value.shape[:1] == (PROBE[0],) and second[node].shape[:1] == (PROBE[1],),
+            largest=float(value.abs().max()) if value.is_floating_point() and value.numel() else 0.0,
+        )
+        for node, value in first.items()
+    }

@@ -1,0 +1,86 @@
+"""What passes that reconstruct share: fit what is missing, hand the engine an objective, report what it did."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import attrs
+from attrs import validators as v
+from torch.fx import GraphModule
+
+from qpass.errors import PreconditionError
+from qpass.images.drawn import identity
+from qpass.manager import Pass, PassContext, PassResult
+from qpass.quantizer import Quantizer
+from qpass.recipe.structure import to_data
+from qpass.run.fingerprint import digest, source_hash
+from qpass.slots import slots
+from qpass_passes.fitting import choose_rows, fit_inputs, fit_weights
+from qpass_passes.quantizers.mse import Mse
+from qpass_passes.reconstruction.engine import Reconstruction, Trace
+from qpass_passes.reconstruction.objective import Objective
+
+
+@attrs.frozen(kw_only=True)
+class LearningPass(Pass):
+    """A pass that learns rounding or step sizes; the rest of the graph is left as it is."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"specs"})
+
+    iterations: int = attrs.field(
+        default=20_000, validator=v.ge(1), metadata={"help": "at most, for each layer or block"}
+    )
+    batch: int = attrs.field(default=32, validator=v.ge(1), metadata={"help": "calibration rows in an iteration"})
+    rows: int = attrs.field(
+        default=5_120, validator=v.ge(8), metadata={"help": "calibration rows to learn from; all, where fewer"}
+    )
+    precision: Literal["float32", "bfloat16"] = attrs.field(
+        default="float32", metadata={"help": "of the arithmetic while learning; the result is checked in float32"}
+    )
+    compiled: bool = attrs.field(
+        default=False, metadata={"help": "compile each block: pays from some thousand iterations on"}
+    )
+    settle: bool = attrs.field(
+        default=True, metadata={"help": "stop early where no rounding has anything left to learn"}
+    )
+    weight: Quantizer = attrs.field(
+        factory=Mse, metadata={"help": "how scales of weights are fitted where nothing has fitted them"}
+    )
+    input: Quantizer = attrs.field(
+        factory=Mse, metadata={"help": "how scales of inputs are fitted where nothing has fitted them"}
+    )
+    fit_rows: int = attrs.field(
+        default=256, validator=v.ge(1), metadata={"help": "calibration rows the inputs are fitted on"}
+    )
+
+    @abstractmethod
+    def objective(self) -> Objective:
+        """What the engine is to do."""
+
+    def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
+        """Fit, learn, and leave codes and step sizes at their slots."""
+        if not any(True for _ in slots(graph)):
+            raise PreconditionError(f"{self.name}: no node has a spec, so there is nothing to learn; see 'assign'")
+        objective = self.objective()
+        fit_weights(graph, self.weight, ctx)
+        if objective.activations:
+            fit_inputs(graph, self.input, self.fit_rows, ctx)
+        key = digest([identity(graph, ctx), to_data(self), to_data(ctx.calibration), source_hash("qpass_passes")])
+        samples = choose_rows(ctx.get(ctx.calibration, graph), self.rows, ctx.seed)
+        made = Reconstruction(graph=graph, samples=samples, objective=objective, ctx=ctx, key=key[:16])
+        return PassResult(graph=graph, changed=True, notes={"rows": len(samples), "blocks": told(made.run())})
+
+
+def told(traces: Sequence[Trace]) -> dict[str, dict[str, Any]]:
+    """What a report says of each block: all but how long it took."""
+    return {
+        one.block: {
+            "loss": [float(f"{one.before:.4g}"), float(f"{one.after:.4g}")],
+            "iterations": one.iterations,
+            "flipped": round(one.flipped, 4),
+            **({} if one.kept else {"kept": "rounding to nearest, which was better"}),
+        }
+        for one in traces
+    }

@@ -1,0 +1,45 @@
+"""What a block is optimized for: which of its parameters learn, from which inputs, against which loss."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+from attrs import validators as v
+from torch import Tensor
+
+Unit = Literal["layer", "block"]
+
+
+@attrs.frozen(kw_only=True)
+class Objective:
+    """AdaRound, BRECQ, QDrop and the learning of step sizes are choices of these."""
+
+    unit: Unit = attrs.field(default="block", validator=v.in_(("layer", "block")))
+    weights: bool = True  # the rounding of weights learns
+    steps: bool = False  # the step sizes of inputs learn
+    activations: bool = False  # inputs are rounded, inside the block and before it
+    drop: float = attrs.field(default=0.0, validator=[v.ge(0), v.lt(1)])  # share of values left unrounded (QDrop)
+    mix: float = attrs.field(default=0.0, validator=[v.ge(0), v.le(1)])  # share of full-precision inputs
+
+    iterations: int = attrs.field(default=20_000, validator=v.ge(1))
+    batch: int = attrs.field(default=32, validator=v.ge(1))
+    rate: float = attrs.field(default=1e-3, validator=v.gt(0))  # of the rounding variables
+    step_rate: float = attrs.field(default=4e-5, validator=v.gt(0))  # of the step sizes
+    strength: float = attrs.field(default=0.01, validator=v.ge(0))  # of the rounding regularizer
+    warmup: float = attrs.field(default=0.2, validator=[v.ge(0), v.lt(1)])  # share of iterations without it
+    norm: float = attrs.field(default=2.0, validator=v.gt(0))
+    settle: bool = True  # stop when no rounding variable has anything left to learn
+    precision: Literal["float32", "bfloat16"] = attrs.field(
+        default="float32", validator=v.in_(("float32", "bfloat16"))
+    )
+    compiled: bool = False
+
+
+def distance(ours: Tensor, theirs: Tensor, norm: float) -> Tensor:
+    """|ours - theirs|^norm, summed over channels and averaged over all else, as in BRECQ's code.
+
+    Channels are the second axis of images (B x C x H x W) and the last of tokens (B x N x C).
+    """
+    axis = 1 if ours.dim() == 4 else -1
+    return (ours.float() - theirs.float()).abs().pow(norm).sum(axis).mean()

@@ -1,0 +1,104 @@
+"""One tensor for each calibration row: in memory while a budget lasts, then in files."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qpass.files import storage
+
+LARGEST = 2.0**14  # values above this are not trusted to fp16, whose range ends at 2^16
+
+
+class Rows:
+    """N tensors of one shape, written in order and read at random."""
+
+    def write(self, start: int, values: Tensor) -> None:
+        """Set the rows from `start` on."""
+        raise NotImplementedError
+
+    def read(self, index: Tensor) -> Tensor:
+        """Some of the rows, on the CPU."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give the memory or the file back."""
+
+
+class MemoryRows(Rows):
+    """Rows in memory."""
+
+    def __init__(self, pool: Pool, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.pool, self.values = pool, torch.empty(shape, dtype=dtype)
+        pool.used += self.values.nbytes
+
+    def write(self, start: int, values: Tensor) -> None:
+        self.values[start : start + len(values)] = values
+
+    def read(self, index: Tensor) -> Tensor:
+        return self.values[index]
+
+    def close(self) -> None:
+        self.pool.used -= self.values.nbytes
+        self.values = self.values.new_empty(0)
+
+
+class FileRows(Rows):
+    """Rows in a file, floating-point ones in fp16. Read by calls, not mapped: mapped pages count as memory."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: torch.dtype, kept: torch.dtype) -> None:
+        self.path, self.shape, self.dtype, self.kept = path, shape, dtype, kept
+        self.stride = torch.empty(shape[1:], dtype=kept, device="meta").nbytes
+        with storage(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+
+    def write(self, start: int, values: Tensor) -> None:
+        raw = values.to(self.kept).contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        with storage(self.path):
+            os.pwrite(self.file, raw, start * self.stride)
+
+    def read(self, index: Tensor) -> Tensor:
+        values = torch.empty((len(index), *self.shape[1:]), dtype=self.kept)
+        bytes_ = values.view(len(index), -1).view(torch.uint8).numpy()
+        with storage(self.path):
+            for place, row in enumerate(index.tolist()):
+                os.preadv(self.file, [bytes_[place]], row * self.stride)
+        return values.to(self.dtype)
+
+    def close(self) -> None:
+        os.close(self.file)
+        self.path.unlink(missing_ok=True)
+
+
+class Pool:
+    """Makes rows: in memory up to `budget` bytes, in files under `folder` beyond it."""
+
+    def __init__(self, budget: int, folder: Path) -> None:
+        self.budget, self.folder = budget, folder
+        self.used = 0
+        self._names = itertools.count()
+
+    def rows(self, count: int, like: Tensor, largest: float) -> Rows:
+        """Room for `count` tensors such as one row of `like`, whose greatest value is near `largest`."""
+        shape = (count, *like.shape[1:])
+        size = count * like[0].nbytes
+        if self.used + size <= self.budget:
+            return MemoryRows(self, shape, like.dtype)
+        kept = torch.float16 if like.dtype == torch.float32 and largest < LARGEST else like.dtype
+        return FileRows(self.folder / f"rows-{next(self._names)}.bin", shape, like.dtype, kept)
+
+
+def runs(count: int, size: int) -> Iterator[Tensor]:
+    """The numbers 0 to count - 1 in order, `size` at a time.
+
+    >>> [r.tolist() for r in runs(5, 2)]
+    [[0, 1], [2, 3], [4]]
+    """
+    for start in range(0, count, size):
+        yield torch.arange(start, min(start + size, count))

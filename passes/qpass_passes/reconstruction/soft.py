@@ -1,0 +1,206 @@
+"""A block whose rounding can learn: soft weights in its layers, quantizers with a gradient before its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.fx import GraphModule, Node
+
+from qpass.graph import Block, block_module
+from qpass.kernels import reference
+from qpass.quantizer import QParams, dequantize, quantize
+from qpass.slots import Slot, find, layer, read_params, slots
+from qpass_passes.quantizers.learned_step import lsq
+from qpass_passes.soft_rounding import harden, rectified_sigmoid, soft_quantize, start
+
+
+class SoftLayer(nn.Module):
+    """A linear layer or convolution whose weight is rounded softly, to codes, or not at all."""
+
+    def __init__(self, slot: Slot, inner: nn.Module, params: QParams, codes: Tensor | None, learns: bool) -> None:
+        super().__init__()
+        self.slot, self.inner = slot, inner
+        weight = inner.weight
+        assert isinstance(weight, Tensor)
+        self.original = weight.detach().float()
+        self.params = params
+        # only evenly spaced levels have an up and a down; codes that are there were learned before
+        self.learns = learns and params.kind == "affine" and codes is None
+        self.codes = quantize(weight, slot.spec, params.tensors, slot.layout) if codes is None else codes
+        self.soft = False
+        if params.kind == "affine":
+            self.scale = self._spread("scale")
+            self.zero = self._spread("zero")
+            bits = slot.spec.bits
+            shaped = bits if isinstance(bits, int) else torch.tensor(bits).reshape([-1] + [1] * (weight.dim() - 1))
+            self.low, self.high = reference.levels(shaped, slot.spec.symmetric)
+        if self.learns:
+            self.v = nn.Parameter(start(self.original, self.scale))
+        self.fixed = self._decoded()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = functional_call(self.inner, {"weight": self.weight().to(x.dtype)}, (x,))
+        return y
+
+    def weight(self) -> Tensor:
+        """As rounded at present."""
+        if self.soft and self.learns:
+            return soft_quantize(self.original, self.v, self.scale, self.zero, self.low, self.high)
+        return self.fixed
+
+    @torch.no_grad()
+    def settle(self) -> float:
+        """Round for good; returns the share of codes that are not those of rounding to nearest."""
+        if not self.learns:
+            return 0.0
+        nearest = self.codes
+        found = harden(self.original, self.v, self.scale, self.zero, self.low, self.high)
+        self.codes = found.to(nearest.dtype)
+        self.fixed = self._decoded()
+        return float((self.codes != nearest).float().mean())
+
+    def give_back(self, codes: Tensor) -> None:
+        """Take codes that were learned before."""
+        self.codes = codes
+        self.fixed = self._decoded()
+
+    def undecided(self) -> int:
+        """How many rounding variables are neither up nor down."""
+        h = rectified_sigmoid(self.v.detach())
+        return int(((h > 0.01) & (h < 0.99)).sum())
+
+    def _decoded(self) -> Tensor:
+        return dequantize(self.codes, self.slot.spec, self.params.tensors, self.slot.layout)
+
+    def _spread(self, part: str) -> Tensor:
+        spec = self.slot.spec
+        return reference.spread(
+            self.params.tensors[part], self.original, self.slot.layout, spec.granularity, spec.group_size
+        )
+
+
+class SoftInput(nn.Module):
+    """Rounds a layer's input, with a gradient to the input and to the step size."""
+
+    def __init__(self, homes: list[Slot], params: QParams | None, learns: bool) -> None:
+        super().__init__()
+        self.slots, self.params, self.slot = homes, params, homes[0]
+        self.learns = learns and params is not None and params.kind == "affine"
+        self.active, self.drop = False, 0.0
+        if params is not None:
+            self.scale = nn.Parameter(params.tensors["scale"].clone(), requires_grad=self.learns)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        if not self.active:
+            return x
+        y = self._rounded(x, t)
+        if self.drop and self.training:
+            y = torch.where(torch.rand_like(x) < self.drop, x, y)
+        return y
+
+    def _rounded(self, x: Tensor, t: Tensor) -> Tensor:
+        spec, layout = self.slot.spec, self.slot.layout
+        grain = (layout, spec.granularity, spec.group_size)
+        if self.params is None:
+            rounded = reference.fake_quantize_dynamic(x.detach(), spec.widest, spec.symmetric, *grain)
+            return rounded + (x - x.detach())
+        tensors = self.params.tensors
+        group = reference.time_group(t, tensors["edges"]) if "edges" in tensors else None
+        if self.params.kind == "codebook":
+            rounded = reference.fake_quantize_codebook(
+                x.detach(), self.scale.detach(), tensors["thresholds"], tensors["table"], *grain, group
+            )
+            return rounded + (x - x.detach())
+        scale = self.scale if group is None else self.scale[group]
+        zero = tensors["zero"] if group is None else tensors["zero"][group]
+        low, high = reference.levels(spec.widest, spec.symmetric)
+        return lsq(x, reference.spread(scale, x, *grain), reference.spread(zero, x, *grain), low, high)
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The parameters as they are now."""
+        assert self.params is not None
+        return {**self.params.tensors, "scale": self.scale.detach().clone()}
+
+
+class SoftBlock(nn.Module):
+    """A block called with the rows' timesteps and the tensors of `block.inputs`; gives those of `block.outputs`."""
+
+    def __init__(self, graph: GraphModule, block: Block, *, weights: bool, steps: bool) -> None:
+        super().__init__()
+        self.block = block
+        module = block_module(graph, block)
+        self.layers: dict[str, SoftLayer] = {}
+        self.inputs: list[SoftInput] = []
+        made: list[tuple[Node, Slot, SoftInput]] = []
+        first = next(iter(module.graph.nodes))
+        with module.graph.inserting_before(first):
+            t = module.graph.placeholder("timesteps")
+        for slot in list(slots(module)):
+            params = read_params(graph, slot)
+            if slot.index < 0:
+                assert params is not None, f"{slot.home} has not been fitted"
+                inner = layer(module, slot.node)
+                assert inner is not None
+                codes = find(graph, f"{slot.home}.codes")
+                self.layers[slot.home] = SoftLayer(slot, inner, params, codes, weights)
+            else:
+                found = next(
+                    (s for n, other, s in made if n is slot.source and _alike(other, slot, s, params)), None
+                )
+                if found is None:
+                    found = SoftInput([slot], params, steps)
+                    self.inputs.append(found)
+                    module.add_submodule(f"soft_inputs.i{len(self.inputs)}", found)
+                    made.append((slot.source, slot, found))
+                else:
+                    found.slots.append(slot)
+                name = f"soft_inputs.i{self.inputs.index(found) + 1}"
+                with module.graph.inserting_before(slot.node):
+                    rounded = module.graph.call_module(name, (slot.source, t))
+                slot.node.update_arg(slot.index, rounded)
+        self._soften(module)
+        module.graph.lint()
+        module.recompile()
+        self.module = module
+
+    def _soften(self, module: GraphModule) -> None:
+        names = {home.removesuffix(".weight_q"): n for n, home in enumerate(self.layers)}
+        for soft, n in zip(self.layers.values(), names.values(), strict=True):
+            module.add_submodule(f"soft_layers.l{n}", soft)
+        for node in module.graph.nodes:
+            if node.op == "call_module" and str(node.target) in names:
+                node.target = f"soft_layers.l{names[str(node.target)]}"
+
+    def forward(self, t: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = self.module(t, *inputs)
+        return found
+
+    def set(self, *, soft: bool, activations: bool, drop: float) -> None:
+        """Whether weights are soft or hard, and how inputs are rounded."""
+        for one in self.layers.values():
+            one.soft = soft
+        for quantizer in self.inputs:
+            quantizer.active, quantizer.drop = activations, drop
+
+    def roundings(self) -> list[SoftLayer]:
+        """The layers whose rounding learns."""
+        return [one for one in self.layers.values() if one.learns]
+
+    def learned_steps(self) -> list[SoftInput]:
+        """The quantizers whose step size learns."""
+        return [one for one in self.inputs if one.learns]
+
+
+def _alike(other: Slot, slot: Slot, made: SoftInput, params: QParams | None) -> bool:
+    """Whether two slots on one tensor are rounded by the same quantizer, as q, k and v are."""
+    if str(other.spec) != str(slot.spec) or other.layout != slot.layout:
+        return False
+    theirs = made.params
+    if theirs is None or params is None:
+        return theirs is params
+    return theirs.tensors.keys() == params.tensors.keys() and all(
+        torch.equal(tensor, params.tensors[part]) for part, tensor in theirs.tensors.items()
+    )
