@@ -26,11 +26,13 @@ from qpass_passes.quantizers.log_sqrt2 import LogSqrt2
 from qpass_passes.quantizers.mse import Mse
 from qpass_passes.quantizers.percentile import Percentile
 from qpass_passes.simulate import Simulate
+from qpass_passes.split_shortcut import SplitShortcut
+from qpass_passes.tfmq import Tfmq
 
 
 @hookimpl
 def register_passes() -> Sequence[type[Pass]]:
-    return (AdaRound, Assign, Brecq, LearnSteps, QDrop, Simulate)
+    return (AdaRound, Assign, Brecq, LearnSteps, QDrop, Simulate, SplitShortcut, Tfmq)
 
 
 @hookimpl

@@ -72,6 +72,21 @@ def blocks_ending_at(gm: GraphModule, ends: Collection[Node]) -> tuple[Block, ..
     return _chain(gm, [*runs, (None, tuple(run))] if run else runs)
 
 
+def block_of(gm: GraphModule, nodes: Collection[Node], name: str) -> Block:
+    """These compute nodes, wherever they stand, as one block; what they need must not depend on what they make."""
+    run = tuple(node for node in compute_nodes(gm.graph) if node in nodes)
+    skipped = sizes(gm.graph)
+    outside = [node for node in compute_nodes(gm.graph) if node not in nodes]
+    read = set(_inputs(tuple(outside), skipped)) | set(gm.graph.output_node().all_input_nodes)
+    return Block(
+        name=name,
+        kind="other",
+        nodes=run,
+        inputs=_inputs(run, skipped),
+        outputs=tuple(node for node in run if node in read),
+    )
+
+
 def _chain(gm: GraphModule, runs: Sequence[tuple[Key | None, tuple[Node, ...]]]) -> tuple[Block, ...]:
     """Blocks of consecutive runs that partition the compute nodes."""
     skipped = sizes(gm.graph)

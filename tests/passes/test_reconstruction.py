@@ -14,7 +14,7 @@ from qpass_passes.brecq import Brecq
 from qpass_passes.learn_steps import LearnSteps
 from qpass_passes.qdrop import QDrop
 from qpass_passes.reconstruction import Objective, Reconstruction, engine
-from qpass_passes.reconstruction.chain import chain
+from qpass_passes.reconstruction.chain import chain, cut_into
 from qpass_passes.reconstruction.rows import FileRows, MemoryRows, Pool
 from qpass_passes.simulate import Simulate
 from torch import nn
@@ -76,7 +76,7 @@ def test_the_chain_runs_on_what_it_keeps(context, unit):
     """Dropping each tensor where the chain says it dies, the last output is the model's."""
     graph = prepared(context)
     samples = context.get(context.calibration, graph)
-    cut = chain(graph, unit, samples, context.device)
+    cut = chain(graph, cut_into(graph, unit), samples, context.device)
     inputs = tuple(part[:3] for part in samples.inputs)
     given = list(graph.graph.find_nodes(op="placeholder"))
     live = dict(zip(given, inputs, strict=True))
@@ -170,8 +170,7 @@ def test_what_it_leaves_is_what_simulate_carries_out(context, passes, input_, mo
         with torch.no_grad():
             out, plain = realised(*samples.inputs), context.reference(*samples.inputs)
         # rows are kept contiguous, so sums run in another order, and now and then a value takes the next code
-        assert (out - seen).norm() < 0.01 * out.norm()
-        assert (plain - seen).norm() > 0.03 * out.norm()
+        assert (out - seen).norm() < 0.2 * (plain - seen).norm()
 
 
 def test_soft_rounding_starts_at_the_weights(context):
@@ -183,7 +182,7 @@ def test_soft_rounding_starts_at_the_weights(context):
     graph = prepared(context)
     fit_weights(graph, Mse(), context)
     samples = context.get(context.calibration, graph)
-    cut = chain(graph, "block", samples, context.device)
+    cut = chain(graph, cut_into(graph, "block"), samples, context.device)
     live = dict(zip(graph.graph.find_nodes(op="placeholder"), samples.inputs, strict=True))
     inside = 0
     with torch.no_grad():

@@ -52,13 +52,15 @@ class Chain:
         return peak * rows
 
 
-def chain(graph: GraphModule, unit: Unit, samples: Samples, device: torch.device) -> Chain:
-    """Cut the graph, and look at every tensor that crosses a cut with a few of the rows."""
+def cut_into(graph: GraphModule, unit: Unit) -> tuple[Block, ...]:
+    """The whole graph as blocks, or as blocks that each end at one layer with a rounded weight."""
     if unit == "block":
-        cut = blocks(graph)
-    else:
-        homes = [slot.node for slot in slots(graph) if slot.index < 0]
-        cut = blocks_ending_at(graph, set(homes))
+        return blocks(graph)
+    return blocks_ending_at(graph, {slot.node for slot in slots(graph) if slot.index < 0})
+
+
+def chain(graph: GraphModule, cut: tuple[Block, ...], samples: Samples, device: torch.device) -> Chain:
+    """The blocks, once a few of the rows have shown every tensor that crosses a cut."""
     return Chain(
         blocks=cut, dies=_deaths(graph, cut), shapes=_shapes(graph, cut, samples, device), differs=_differing(cut)
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ from qpass.graph.tensors import put
 from qpass.manager import PassContext
 from qpass.progress import Task, peak_memory_mb
 from qpass.slots import write_params
-from qpass_passes.reconstruction.chain import Chain, chain
+from qpass_passes.reconstruction.chain import Chain, chain, cut_into
 from qpass_passes.reconstruction.objective import Objective, distance
 from qpass_passes.reconstruction.rows import Pool, Rows, runs
 from qpass_passes.reconstruction.soft import SoftBlock
@@ -111,6 +112,9 @@ def reconstruct(
             if beta is not None:
                 for one in layers:
                     loss = loss + objective.strength * regularizer(one.v, beta)
+            if objective.decay:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["first"] * (1 + math.cos(math.pi * (done - 1) / objective.iterations)) / 2
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -137,10 +141,10 @@ def reconstruct(
 
 def _optimizer(soft: SoftBlock, objective: Objective) -> torch.optim.Optimizer:
     groups = [
-        {"params": [one.v for one in soft.roundings()], "lr": objective.rate},
-        {"params": [one.scale for one in soft.learned_steps()], "lr": objective.step_rate},
+        ([one.v for one in soft.roundings()], objective.rate),
+        ([one.scale for one in soft.learned_steps()], objective.step_rate),
     ]
-    return torch.optim.Adam([group for group in groups if group["params"]])
+    return torch.optim.Adam([{"params": some, "lr": rate, "first": rate} for some, rate in groups if some])
 
 
 def _mixed(data: Data, node: Node, index: Tensor, mix: float) -> Tensor:
@@ -160,19 +164,20 @@ def _settled(soft: SoftBlock) -> bool:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Reconstruction:
-    """The whole chain. `key` says what determines the result, besides what is in the graph and the samples."""
+    """A chain of blocks, the whole graph where none are given. `key` stands for all that determines the result."""
 
     graph: GraphModule
     samples: Samples
     objective: Objective
     ctx: PassContext
     key: str
+    only: tuple[Block, ...] = ()
 
     def run(self) -> list[Trace]:
         """Optimize every block that has something to learn; leaves codes and step sizes in the graph."""
         objective, ctx = self.objective, self.ctx
         self.graph.requires_grad_(False)
-        cut = chain(self.graph, objective.unit, self.samples, ctx.device)
+        cut = chain(self.graph, self.only or cut_into(self.graph, objective.unit), self.samples, ctx.device)
         pool = Pool(ctx.memory_budget // 2, ctx.scratch / "reconstruction" / self.key / "rows")
         work = [self._targets(block) for block in cut.blocks]
         need = cut.peak_bytes(len(self.samples))

@@ -59,6 +59,11 @@ class LearningPass(Pass):
     def objective(self) -> Objective:
         """What the engine is to do."""
 
+    def key(self, graph: GraphModule, ctx: PassContext) -> str:
+        """A hash of all that determines the result: under it, finished blocks are kept."""
+        parts = [identity(graph, ctx), to_data(self), to_data(ctx.calibration), source_hash("qpass_passes")]
+        return digest(parts)[:16]
+
     def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
         """Fit, learn, and leave codes and step sizes at their slots."""
         if not any(True for _ in slots(graph)):
@@ -67,9 +72,8 @@ class LearningPass(Pass):
         fit_weights(graph, self.weight, ctx)
         if objective.activations:
             fit_inputs(graph, self.input, self.fit_rows, ctx)
-        key = digest([identity(graph, ctx), to_data(self), to_data(ctx.calibration), source_hash("qpass_passes")])
         samples = choose_rows(ctx.get(ctx.calibration, graph), self.rows, ctx.seed)
-        made = Reconstruction(graph=graph, samples=samples, objective=objective, ctx=ctx, key=key[:16])
+        made = Reconstruction(graph=graph, samples=samples, objective=objective, ctx=ctx, key=self.key(graph, ctx))
         return PassResult(graph=graph, changed=True, notes={"rows": len(samples), "blocks": told(made.run())})
 
 

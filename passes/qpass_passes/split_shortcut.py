@@ -1,0 +1,104 @@
+"""Two quantizers for a layer that reads two concatenated tensors, each with a range of its own."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import attrs
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from qpass.activations import run_recording
+from qpass.manager import Pass, PassContext, PassResult
+from qpass.slots import layer, spec_of
+
+CAT = torch.ops.aten.cat.default
+
+
+@attrs.frozen(kw_only=True)
+class SplitShortcut(Pass):
+    """Split each layer that reads a concatenation into one for each part (Q-Diffusion, 2302.04304, section 3.3.2).
+
+    W [x1, x2] = W1 x1 + W2 x2, where W1 and W2 are W's columns: equal in full precision, and both weights and inputs
+    get scales of their own. Such layers are found by their `cat` node: in diffusers' UNets the shortcuts of up
+    blocks, where deep features meet those of a skip connection, of a very different range.
+    """
+
+    name: ClassVar[str] = "split-shortcut"
+    needs: ClassVar[frozenset[str]] = frozenset({"specs"})
+
+    def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
+        """Rewrite every such layer that is quantized."""
+        found = [node for node in graph.graph.nodes if spec_of(node) is not None and _parts(graph, node)]
+        parts = {part for node in found for part in _parts(graph, node)}
+        seen = run_recording(graph, list(parts), _example(ctx)) if parts else {}
+        for node in found:
+            _split(graph, node, [_width(graph, node, seen[part]) for part in _parts(graph, node)])
+        graph.graph.eliminate_dead_code()
+        graph.delete_all_unused_submodules()
+        graph.recompile()
+        return PassResult(
+            graph=graph, changed=bool(found), notes={"split": [str(node.meta["origin"]) for node in found]}
+        )
+
+
+def _example(ctx: PassContext) -> tuple[torch.Tensor, ...]:
+    return tuple(part.to(ctx.device) for part in ctx.model.example())
+
+
+def _parts(graph: GraphModule, node: Node) -> list[Node]:
+    """The tensors whose concatenation along channels the node, a layer, reads; none where it reads no such."""
+    module = layer(graph, node)
+    source = node.args[0] if module is not None else None
+    if not isinstance(source, Node) or source.target is not CAT or getattr(module, "groups", 1) != 1:
+        return []
+    along = source.args[1] if len(source.args) > 1 else 0
+    channels = (1, -3) if not isinstance(module, nn.Linear) else (-1, 2)
+    inside: Any = source.args[0]
+    return list(inside) if along in channels and len(inside) > 1 else []
+
+
+def _width(graph: GraphModule, node: Node, value: torch.Tensor) -> int:
+    """Input channels that a part brings."""
+    return value.shape[-1 if isinstance(layer(graph, node), nn.Linear) else 1]
+
+
+def _split(graph: GraphModule, node: Node, widths: list[int]) -> None:
+    """Replace the node by a sum of layers, one for each part; the first has the bias."""
+    module, parts = layer(graph, node), _parts(graph, node)
+    assert module is not None
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    total: Node | None = None
+    for place, (part, columns) in enumerate(zip(parts, torch.split(weight, widths, 1), strict=True)):
+        mine = _narrowed(module, columns, bias=place == 0)
+        name = f"{node.target}_part{place}"
+        graph.add_submodule(name, mine)
+        with graph.graph.inserting_before(node):
+            made = graph.graph.call_module(name, (part,))
+            made.meta = {**node.meta, "origin": f"{node.meta['origin']}_part{place}"}
+            if total is not None:
+                added = graph.graph.call_function(torch.ops.aten.add.Tensor, (total, made))
+                added.meta = {
+                    "origin": f"{node.meta['origin']}/add[{place - 1}]",
+                    "stack": node.meta.get("stack", ()),
+                }
+                made = added
+        total = made
+    assert total is not None
+    node.replace_all_uses_with(total)
+    graph.graph.erase_node(node)
+
+
+def _narrowed(module: nn.Module, columns: torch.Tensor, *, bias: bool) -> nn.Module:
+    mine = copy.deepcopy(module)
+    mine.weight = nn.Parameter(columns.detach().clone(), requires_grad=False)
+    if not bias:
+        mine.register_parameter("bias", None)
+    if isinstance(mine, nn.Linear):
+        mine.in_features = columns.shape[1]
+    else:
+        mine.in_channels = columns.shape[1]  # type: ignore[assignment]
+    return mine

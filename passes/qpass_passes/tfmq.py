@@ -1,0 +1,117 @@
+"""TFMQ-DM: what depends on the timestep alone is rounded apart from the rest, over its finite set of inputs."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import attrs
+import torch
+from attrs import validators as v
+from torch.fx import GraphModule, Node
+
+from qpass.activations import Samples
+from qpass.graph import block_of, depends_on
+from qpass.graph.nodes import compute_nodes
+from qpass.manager import PassContext, PassResult
+from qpass.slots import spec_of
+from qpass_passes.fitting import fit_inputs, fit_weights
+from qpass_passes.reconstruction.engine import Reconstruction
+from qpass_passes.reconstruction.learning import LearningPass, told
+from qpass_passes.reconstruction.objective import Objective
+
+NAME = "temporal information"
+
+
+@attrs.frozen(kw_only=True)
+class Tfmq(LearningPass):
+    """Reconstruct the temporal information block, and give its inputs one scale per timestep (2311.16503).
+
+    The block is the time embedding and every layer that depends on the timestep (and the class, in a DiT) but not on
+    the image: emb_i = g_i(h(t)). Its loss is Σ_i ||g_i(h(t)) - g^_i(h^(t))||² over the timesteps that are sampled,
+    equation 8 (TIAR); its input quantizers hold one scale for each of them (FSC). What comes after, such as `brecq`,
+    leaves its weights alone, as the paper asks. With `every_input` all other inputs get a scale per timestep too, as
+    in the released code.
+    """
+
+    name: ClassVar[str] = "tfmq"
+    rate: float = attrs.field(default=1e-3, validator=v.gt(0), metadata={"help": "learning rate"})
+    strength: float = attrs.field(default=0.01, validator=v.ge(0), metadata={"help": "of the regularizer"})
+    warmup: float = attrs.field(
+        default=0.2, validator=[v.ge(0), v.lt(1)], metadata={"help": "share of iterations without the regularizer"}
+    )
+    every_input: bool = attrs.field(
+        default=True, metadata={"help": "one scale per timestep for every other static input too"}
+    )
+
+    def objective(self) -> Objective:
+        return Objective(
+            unit="block", iterations=self.iterations, batch=self.batch, rate=self.rate, strength=self.strength,
+            warmup=self.warmup, settle=self.settle, precision=self.precision, compiled=self.compiled,
+        )  # fmt: skip
+
+    def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
+        """Refine the specs, fit, and learn the one block from its distinct inputs."""
+        nodes = temporal(graph)
+        calibration: Samples = ctx.get(ctx.calibration, graph)
+        steps = len(set(calibration.t.tolist()))
+        refined = [n for n in graph.graph.nodes if spec_of(n) and (n in nodes or self.every_input)]
+        for node in refined:
+            _per_step(node, steps)
+        fit_weights(graph, self.weight, ctx)
+        fit_inputs(graph, self.input, self.fit_rows, ctx)
+        notes = {"timesteps": steps, "inputs with a scale per timestep": len(refined), "blocks": {}}
+        if any(spec_of(node) for node in nodes):
+            block = block_of(graph, nodes, NAME)
+            rows = distinct(calibration, _places(graph, block.inputs))
+            made = Reconstruction(
+                graph=graph,
+                samples=rows,
+                objective=self.objective(),
+                ctx=ctx,
+                key=self.key(graph, ctx),
+                only=(block,),
+            )
+            notes |= {"distinct inputs": len(rows), "blocks": told(made.run())}
+        return PassResult(graph=graph, changed=True, notes=notes)
+
+
+def temporal(graph: GraphModule) -> set[Node]:
+    """The nodes that depend on the timestep and not on the image; constants they read are theirs too."""
+    from_x, from_t = depends_on(graph, 0), depends_on(graph, 1)
+    found = {node for node in compute_nodes(graph.graph) if node in from_t and node not in from_x}
+    # what they read depends neither on the image; it need not depend on t, as a class embedding does not
+    ahead = list(found)
+    while ahead:
+        for source in ahead.pop().all_input_nodes:
+            if source in compute_nodes(graph.graph) and source not in found:
+                found.add(source)
+                ahead.append(source)
+    return found
+
+
+def _per_step(node: Node, steps: int) -> None:
+    spec = spec_of(node)
+    assert spec is not None
+    inputs = tuple(
+        attrs.evolve(one, time_groups=steps) if one is not None and not one.dynamic else one for one in spec.inputs
+    )
+    node.meta["qpass"] = attrs.evolve(spec, inputs=inputs)
+
+
+def _places(graph: GraphModule, inputs: tuple[Node, ...]) -> list[int]:
+    """Which of the model's inputs these are; of the image, the first, such a block reads the size alone."""
+    given = list(graph.graph.find_nodes(op="placeholder"))
+    return [given.index(node) for node in inputs if node is not given[0]]
+
+
+def distinct(samples: Samples, places: list[int]) -> Samples:
+    """One row for each different combination of the inputs at these places."""
+    columns = [
+        samples.inputs[place].reshape(len(samples), -1).double()
+        for place in places
+        if place not in samples.unbatched
+    ]
+    _, inverse = torch.unique(torch.cat(columns, 1), dim=0, return_inverse=True)
+    first = torch.full((int(inverse.max()) + 1,), len(samples), dtype=torch.long)
+    first.scatter_reduce_(0, inverse, torch.arange(len(samples)), "amin")
+    return samples.take(first.sort().values)

@@ -1,0 +1,78 @@
+"""The temporal information block is what depends on the timestep alone, rounded over the timesteps there are."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from qpass_passes.assign import Assign
+from qpass_passes.brecq import Brecq
+from qpass_passes.simulate import Simulate
+from qpass_passes.tfmq import NAME, Tfmq, distinct, temporal
+
+from qpass.activations import Samples, run_recording
+from qpass.manager import PassManager
+from qpass.slots import layer, slots, spec_of
+
+FEW = {"iterations": 30, "batch": 4, "rows": 32}
+
+
+def prepared(context):
+    return Assign(weight="int4 channel", input="int8 tensor").run(copy.deepcopy(context.reference), context).graph
+
+
+def test_the_block_of_a_unet(context):
+    """The time embedding's two layers and each residual block's projection of it, and no other layer."""
+    graph = prepared(context)
+    names = {str(node.target) for node in temporal(graph) if layer(graph, node) is not None}
+    every = {name for name, _ in context.reference.named_modules()}
+    assert names == {n for n in every if n.startswith("time_embedding.linear") or n.endswith("time_emb_proj")}
+
+
+def test_its_values_do_not_depend_on_the_image(context):
+    """Other images at the same timesteps give every tensor of the block bit for bit."""
+    graph = prepared(context)
+    nodes = sorted(temporal(graph), key=lambda node: node.name)
+    x, t, *rest = context.model.example(3)
+    one = run_recording(graph, nodes, (x, t, *rest))
+    other = run_recording(graph, nodes, (x + 1, t, *rest))
+    assert all(torch.equal(one[node], other[node]) for node in nodes)
+
+
+def test_distinct_rows():
+    """One row of each, the first, in order; inputs that the block does not read make no difference."""
+    samples = Samples(inputs=(torch.arange(6.0).reshape(6, 1), torch.tensor([7, 7, 3, 7, 3, 5])))
+    assert distinct(samples, [1]).inputs[0].flatten().tolist() == [0, 2, 5]
+    assert len(distinct(samples, [0, 1])) == 6
+
+
+def test_it_learns_the_block_and_leaves_the_rest(context):
+    """Codes for its layers alone; one scale per timestep; `brecq` after it takes the others."""
+    graph = prepared(context)
+    block = {str(node.target) for node in temporal(graph) if layer(graph, node) is not None}
+    result = Tfmq(**FEW).run(graph, context)
+    steps = 4  # of the calibration set
+    assert (result.notes["timesteps"], result.notes["distinct inputs"]) == (steps, steps)
+    assert list(result.notes["blocks"]) == [NAME]
+    loss = result.notes["blocks"][NAME]["loss"]
+    assert loss[1] <= loss[0]
+    coded = {name.removesuffix(".weight_q.codes") for name, _ in graph.named_buffers() if name.endswith("codes")}
+    assert coded == block
+    for slot in slots(graph):
+        if slot.index >= 0:
+            assert slot.spec.time_groups == steps
+            assert len(graph.get_buffer(f"{slot.home}.scale")) == steps
+    kept = {name: tensor.clone() for name, tensor in graph.named_buffers() if name.endswith("codes")}
+    run = PassManager([Brecq(**FEW), Simulate()]).run(graph, context)
+    assert all(torch.equal(run.graph.get_buffer(name), tensor) for name, tensor in kept.items())
+    assert torch.isfinite(run.graph(*context.model.example(2))).all()
+
+
+def test_other_inputs_on_request_only(context):
+    """Without `every_input`, scales per timestep stay within the block."""
+    graph = prepared(context)
+    Tfmq(**FEW, every_input=False).run(graph, context)
+    inside = temporal(graph)
+    for node in graph.graph.nodes:
+        if spec_of(node):
+            assert {one.time_groups for one in spec_of(node).inputs} == {4 if node in inside else 1}
