@@ -131,7 +131,7 @@ CASES: dict[str, tuple[Change, str]] = {
     ),
     "calibration": (
         lambda d: change(d, "calibration", use="uniform-step"),
-        "calibration: unknown analysis 'uniform-step', did you mean 'uniform-steps'?",
+        "calibration: unknown analysis 'uniform-step', did you mean 'uniform-steps' or 'normal-steps'?",
     ),
     "evaluator": (
         lambda d: change(d, "evaluators", 0, use="drfit"),
