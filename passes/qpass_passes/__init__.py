@@ -11,6 +11,7 @@ from qpass.manager import Pass
 from qpass.quantizer import Quantizer
 from qpass_passes.adaround import AdaRound
 from qpass_passes.assign import Assign
+from qpass_passes.bias_correction import BiasCorrection
 from qpass_passes.brecq import Brecq
 from qpass_passes.calibration.density_diversity import DensityDiversity
 from qpass_passes.calibration.every_step import EveryStep
@@ -32,7 +33,7 @@ from qpass_passes.tfmq import Tfmq
 
 @hookimpl
 def register_passes() -> Sequence[type[Pass]]:
-    return (AdaRound, Assign, Brecq, LearnSteps, QDrop, Simulate, SplitShortcut, Tfmq)
+    return (AdaRound, Assign, BiasCorrection, Brecq, LearnSteps, QDrop, Simulate, SplitShortcut, Tfmq)
 
 
 @hookimpl

@@ -157,7 +157,7 @@ def test_it_finds_what_brute_force_finds(context):
 def test_what_it_leaves_is_what_simulate_carries_out(context, passes, input_, monkeypatch):
     """The rounded model that the engine rolls forward gives, output for output, what the realised graph gives."""
     outputs = {}
-    monkeypatch.setattr(engine._Streams, "drop", lambda self, nodes: outputs.update(stream=self))
+    monkeypatch.setattr(engine.Streams, "drop", lambda self, nodes: outputs.update(stream=self))
     graph = run(context, *passes, input=input_, edge_input=input_)
     last = graph.graph.output_node().args[0]
     seen = outputs["stream"].read_rounded(last, torch.arange(32))

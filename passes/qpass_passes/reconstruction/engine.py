@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,15 @@ from qpass.graph.tensors import put
 from qpass.manager import PassContext
 from qpass.progress import Task, peak_memory_mb
 from qpass.slots import write_params
-from qpass_passes.reconstruction.chain import Chain, chain, cut_into
+from qpass_passes.reconstruction.chain import chain, cut_into
 from qpass_passes.reconstruction.objective import Objective, distance
-from qpass_passes.reconstruction.rows import Pool, Rows, runs
+from qpass_passes.reconstruction.rows import Pool
 from qpass_passes.reconstruction.soft import SoftBlock
+from qpass_passes.reconstruction.streams import FORWARD, Data, Streams
 from qpass_passes.soft_rounding import annealed, regularizer
 
-FORWARD = 64  # rows in each batch that is only computed, not learned from
 HELD_OUT = 128  # rows, at most, on which a block's loss is measured and which it does not learn from
 EVERY = 50  # iterations between two looks at whether anything is left to learn
-
-Read = Callable[[Node, Tensor], Tensor]
 
 
 @attrs.frozen(kw_only=True)
@@ -54,27 +52,17 @@ class Trace:
     kept: bool  # False where rounding to nearest was better after all
 
 
-@attrs.frozen(kw_only=True, eq=False)
-class Data:
-    """A block's rows: its inputs in full precision and as the rounded model gives them, and what it should give."""
-
-    t: Tensor
-    full: Read
-    rounded: Read
-    target: Read
-    count: int
-    device: torch.device
-
-
 def reconstruct(
     soft: SoftBlock, data: Data, objective: Objective, targets: tuple[int, ...], seed: int, task: Task
 ) -> Trace:
     """Learn one block's rounding and step sizes. `targets` are the outputs that the loss is of, by place."""
     started = time.monotonic()
-    held = max(1, min(HELD_OUT, data.count // 8))
-    train = data.count - held
-    optimizer = _optimizer(soft, objective)
     draws = torch.Generator().manual_seed(seed)
+    # rows come ordered by timestep, and both kinds are to have some of each
+    shuffled = torch.randperm(data.count, generator=draws)
+    apart = max(1, min(HELD_OUT, data.count // 8))
+    held, train = shuffled[:apart], shuffled[apart:]
+    optimizer = _optimizer(soft, objective)
     module: Any = torch.compile(soft, dynamic=False) if objective.compiled else soft
     layers = soft.roundings()
 
@@ -89,11 +77,10 @@ def reconstruct(
         soft.eval()
         soft.set(soft=False, activations=objective.activations, drop=0.0)
         total = 0.0
-        for part in runs(held, FORWARD):
-            index = part + train
+        for index in torch.split(held.sort().values, FORWARD):
             inputs = [data.rounded(node, index) for node in soft.block.inputs]
-            total += float(loss_of(index, inputs, soft)) * len(part)
-        return total / held
+            total += float(loss_of(index, inputs, soft)) * len(index)
+        return total / len(held)
 
     before = measured()
     nearest = {home: one.codes for home, one in soft.layers.items()}
@@ -104,7 +91,7 @@ def reconstruct(
         soft.train()
         soft.set(soft=True, activations=objective.activations, drop=objective.drop)
         for done in range(1, objective.iterations + 1):
-            index = torch.randint(train, (min(objective.batch, train),), generator=draws)
+            index = train[torch.randint(len(train), (min(objective.batch, len(train)),), generator=draws)]
             inputs = [_mixed(data, node, index, objective.mix) for node in soft.block.inputs]
             with torch.autocast(data.device.type, torch.bfloat16, enabled=objective.precision == "bfloat16"):
                 loss = loss_of(index, inputs, module)
@@ -187,7 +174,7 @@ class Reconstruction:
             f"iterations each, from {len(self.samples)} rows; they take {need / 1e6:.0f} MB"
             + (f", of which about {spilt / 2e6:.0f} MB on disk in fp16" if spilt else "")
         )
-        streams = _Streams(self.graph, cut, self.samples, pool, ctx.device)
+        streams = Streams(self.graph, cut, self.samples, pool, ctx.device)
         traces: list[Trace] = []
         with ctx.progress.task("reconstruct", objective.iterations * sum(map(bool, work))) as task:
             for index, (block, targets) in enumerate(zip(cut.blocks, work, strict=True)):
@@ -211,7 +198,7 @@ class Reconstruction:
         return tuple(i for i, node in enumerate(block.outputs) if node in inside)
 
     def _step(
-        self, index: int, block: Block, targets: tuple[int, ...], streams: _Streams, task: Task
+        self, index: int, block: Block, targets: tuple[int, ...], streams: Streams, task: Task
     ) -> Trace | None:
         objective, ctx = self.objective, self.ctx
         plain = block_module(self.graph, block)
@@ -233,84 +220,6 @@ class Reconstruction:
         soft.set(soft=False, activations=objective.activations, drop=0.0)
         streams.advance_rounded(block, soft)
         return trace
-
-
-class _Streams:
-    """The live tensors of both models. A tensor that rounding does not change is kept once."""
-
-    def __init__(self, graph: GraphModule, cut: Chain, samples: Samples, pool: Pool, device: torch.device) -> None:
-        self.cut, self.samples, self.pool, self.device = cut, samples, pool, device
-        self.given = {
-            node: (value, place in samples.unbatched)
-            for place, (node, value) in enumerate(
-                zip(graph.graph.find_nodes(op="placeholder"), samples.inputs, strict=True)
-            )
-        }
-        self.full: dict[Node, Rows | Tensor] = {}
-        self.rounded: dict[Node, Rows | Tensor] = {}
-
-    def data(self) -> Data:
-        """What the block that comes next learns from."""
-        return Data(
-            t=self.samples.t, full=self.read_full, rounded=self.read_rounded, target=self.read_full,
-            count=len(self.samples), device=self.device,
-        )  # fmt: skip
-
-    def read_full(self, node: Node, index: Tensor) -> Tensor:
-        return self._read(self.full, node, index)
-
-    def read_rounded(self, node: Node, index: Tensor) -> Tensor:
-        return self._read(self.rounded if node in self.rounded else self.full, node, index)
-
-    def _read(self, kept: Mapping[Node, Rows | Tensor], node: Node, index: Tensor) -> Tensor:
-        if node in self.given:
-            value, fixed = self.given[node]
-            return (value if fixed else value[index]).to(self.device)
-        found = kept[node]
-        return (found if isinstance(found, Tensor) else found.read(index)).to(self.device)
-
-    @torch.no_grad()
-    def advance_full(self, block: Block, module: GraphModule) -> None:
-        """Compute the block's outputs in full precision."""
-        self._advance(block, self.full, lambda index: module(*(self.read_full(n, index) for n in block.inputs)))
-
-    @torch.no_grad()
-    def advance_rounded(self, block: Block, soft: SoftBlock) -> None:
-        """Compute those outputs of the rounded block that rounding changes."""
-        if not self.cut.differs.isdisjoint(block.outputs):
-            t = self.samples.t
-            self._advance(
-                block,
-                self.rounded,
-                lambda index: soft(t[index].to(self.device), *(self.read_rounded(n, index) for n in block.inputs)),
-                only=self.cut.differs,
-            )
-
-    def _advance(
-        self, block: Block, kept: dict[Node, Rows | Tensor], run: Callable[[Tensor], tuple[Tensor, ...]],
-        only: frozenset[Node] | None = None,
-    ) -> None:  # fmt: skip
-        wanted = [node for node in block.outputs if only is None or node in only]
-        for node in wanted:
-            shape = self.cut.shapes[node]
-            if shape.rows:
-                kept[node] = self.pool.rows(len(self.samples), shape.like, shape.largest)
-        for index in runs(len(self.samples), FORWARD):
-            for node, value in zip(block.outputs, run(index), strict=True):
-                if node in wanted:
-                    place = kept.get(node)
-                    if isinstance(place, Rows):
-                        place.write(int(index[0]), value.cpu())
-                    else:
-                        kept[node] = value
-
-    def drop(self, nodes: tuple[Node, ...]) -> None:
-        """Forget tensors that nobody will read."""
-        for node in nodes:
-            for kept in (self.full, self.rounded):
-                found = kept.pop(node, None)
-                if isinstance(found, Rows):
-                    found.close()
 
 
 def _leave(graph: GraphModule, soft: SoftBlock) -> None:

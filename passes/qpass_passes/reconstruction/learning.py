@@ -28,6 +28,8 @@ class LearningPass(Pass):
     """A pass that learns rounding or step sizes; the rest of the graph is left as it is."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"specs"})
+    # the graph itself is the teacher, and biases that were corrected are not the original's
+    conflicts: ClassVar[frozenset[str]] = frozenset({"corrected", "realised"})
 
     iterations: int = attrs.field(
         default=20_000, validator=v.ge(1), metadata={"help": "at most, for each layer or block"}
