@@ -78,7 +78,7 @@ def test_the_original_is_asked_once(recipe: Path, catalog: Catalog, alone: Path,
 def test_what_differs_is_not_shared(
     recipe: Path, catalog: Catalog, tmp_path: Path, change: str, asked: list[int]
 ) -> None:
-    """Another seed, sampling, model or evaluator takes nothing that is not its own; the bytes stay those of one alone."""
+    """Another seed, sampling, model or evaluator takes nothing that is not its own; the bytes are those of one run."""
     carry_out(recipe, catalog, tmp_path / "a", tmp_path / "shared")
     heard = carry_out(recipe, catalog, tmp_path / "b", tmp_path / "shared", change)
     assert [heard.times(start) for start in ONCE] == asked
