@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import attrs
 
 from qpass.compare.cell import TRACE
 from qpass.compare.plan import Cell
-from qpass.errors import QpassError
 from qpass.files import UNFINISHED, locked, sha256, sweep, write_file
 from qpass.progress import Progress
 from qpass.report.data import to_json
@@ -112,10 +112,10 @@ def _cell(cell: Cell, settings: Settings, progress: Progress) -> dict[str, Any]:
 
 
 def _fingerprint(cell: Cell, device: str) -> str | None:
-    """Of all that the cell's report depends on; None where the model is not there, which the run will explain."""
+    """Of all that the cell's report depends on; None where that cannot be told, which the run itself will explain."""
     try:
         known = facts(cell.recipe, ground(cell.recipe, device.partition(":")[0]))
-    except (QpassError, OSError):
+    except Exception:  # a model that is not there, an adapter with a mistake in it: no reason to stop other cells
         return None
     return digest([known, cell.recipe.data(), cell.recipe.notes])
 
@@ -166,8 +166,11 @@ def _in_a_process(cell: Cell, settings: Settings) -> dict[str, Any]:
             process.stdin.write(json.dumps(order) + "\n")
             process.stdin.flush()
             answer = process.stdout.read()  # until it ends: it closes its output then
+        except BrokenPipeError:  # it ended before it was told anything
+            answer = ""
         finally:
-            process.stdin.close()  # where we are interrupted, it leaves with us
+            with suppress(BrokenPipeError):
+                process.stdin.close()  # where we are interrupted, it leaves with us
     if process.returncode == 130:
         raise KeyboardInterrupt
     try:

@@ -54,7 +54,7 @@ class Sheet:
     marks: Mapping[tuple[int, Key], int]  # row and column to the number of a note, from 1
 
     def heads(self) -> list[str]:
-        return ["model", "recipe", *(column.head for column in self.columns), "passes", "peak memory (MB)"]
+        return ["model", "recipe", *(column.head for column in self.columns), "passes", "process peak (MB)"]
 
     def texts(self, index: int) -> list[str]:
         """One row as text, a text for each of `heads`."""
@@ -174,9 +174,9 @@ def _remarks(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         elif cell["status"] == "waiting":
             yield f"{title} has not been carried out yet"
         elif cell["resumed"]:
-            yield f"{title} was interrupted: its peak memory is that of the process that finished it"
+            yield f"{title} was interrupted: its process peak is that of the process that finished it"
     if any(cell["seconds"] is not None for cell in cells):
         yield (
-            "passes: their own time, without sampling the original, which cells of one model share. Peak memory: of "
-            "the cell's process, evaluation included; the first cell of a model also samples the original"
+            "passes: their own time, without sampling the original, which cells of one model share. Process peak: "
+            "memory of the cell's process, evaluation included; the first cell of a model also samples the original"
         )

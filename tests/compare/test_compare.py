@@ -177,7 +177,15 @@ def test_tables(done: Done) -> None:
         for recipe in ("original", "plain", "obeys")
     ]
     heads = [word.strip() for word in lines[0].split("|")]
-    for head in ("sqnr (dB)", "psnr (dB)", "ssim", "packed_mb (MB)", "packed_ratio", "passes", "peak memory (MB)"):
+    for head in (
+        "sqnr (dB)",
+        "psnr (dB)",
+        "ssim",
+        "packed_mb (MB)",
+        "packed_ratio",
+        "passes",
+        "process peak (MB)",
+    ):
         assert head in heads
     ratio = [line.split("|")[heads.index("packed_ratio")].strip() for line in lines[2:8]]
     assert ratio[0] == "1"
@@ -272,7 +280,7 @@ def test_a_comparison_that_is_ended(shop: Shop, done: Done, tmp_path: Path, numb
     assert "trace diffusers" not in again.stderr
     assert lasting(cells(out)) == lasting(cells(done.out)[:2])
     assert [row["resumed"] for row in cells(out)] == [False, True]
-    assert "obeys on diffusers-one was interrupted: its peak memory is that" in (out / "compare.md").read_text()
+    assert "obeys on diffusers-one was interrupted: its process peak is that" in (out / "compare.md").read_text()
     assert not list(out.rglob(".tmp-qpass-*"))
 
 

@@ -37,7 +37,7 @@ def test_rows_and_columns() -> None:
         cell("a", "m", metric("fid", 9.0, "original"), metric("fid", 9.25), metric("psnr", 31.0, "pair")),
         cell("b", "n", metric("fid", 7.0, "original"), metric("fid", 7.5)),
     ])  # fmt: skip
-    assert found.heads() == ["model", "recipe", "fid", "psnr", "passes", "peak memory (MB)"]
+    assert found.heads() == ["model", "recipe", "fid", "psnr", "passes", "process peak (MB)"]
     assert texts(found) == [
         ["m", "original", "9", "", "", ""],
         ["m", "b", "9.5", "", "2.0 s", "500"],
@@ -108,7 +108,7 @@ def test_cells_without_figures() -> None:
     assert lines[1] == "|---|---|---:|---:|---:|"
     assert lines[6:9] == [
         "- a on m failed: no \\| such layer",
-        "- b on m was interrupted: its peak memory is that of the process that finished it",
+        "- b on m was interrupted: its process peak is that of the process that finished it",
         "- c on m has not been carried out yet",
     ]
 
