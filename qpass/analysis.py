@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
@@ -60,15 +62,33 @@ class Analyses:
     ) -> None:
         self._load, self._save, self._found = load, save, found
         self._answers: dict[Analysis[Any], Any] = {}
+        self._asked = 0  # questions about the reference that are being answered, one for the other
+        self.seconds = 0.0  # spent on answers about the reference
 
     def get(self, analysis: Analysis[T], graph: GraphModule, ctx: PassContext) -> T:
         """The answer, computed the first time only."""
         if analysis not in self._answers:
-            self._answers[analysis] = self._find(analysis, graph, ctx)
+            with self._timed(analysis):
+                self._answers[analysis] = self._find(analysis, graph, ctx)
             if self._found:
                 self._found(analysis, self._answers[analysis])
         answer: T = self._answers[analysis]
         return answer
+
+    @contextmanager
+    def _timed(self, analysis: Analysis[Any]) -> Iterator[None]:
+        """Count the time of the outermost question about the reference."""
+        if analysis.of != "reference":
+            yield
+            return
+        self._asked += 1
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._asked -= 1
+            if not self._asked:
+                self.seconds += time.monotonic() - started
 
     def _find(self, analysis: Analysis[T], graph: GraphModule, ctx: PassContext) -> T:
         on_disk = analysis.stored and analysis.of == "reference"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qpass.errors import StorageError
+from qpass.errors import QpassError, StorageError
 
 UNFINISHED = ".tmp-qpass-"  # what every file and folder is called until it is whole
 _WAYS_OUT = {
@@ -47,6 +48,20 @@ def storage(path: Path) -> Iterator[None]:
             raise
         other = f"{error.strerror}; choose another folder with --out"
         raise StorageError(f"cannot write {str(path)!r}: {_WAYS_OUT.get(error.errno, other)}") from error
+
+
+@contextmanager
+def locked(file: Path, busy: str) -> Iterator[None]:
+    """Hold a lock that one process at a time can have; a `QpassError` that says `busy` where another has it."""
+    with storage(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle = file.open("w")
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise QpassError(busy) from None
+        yield
 
 
 def write_file(path: Path, data: bytes | str) -> None:

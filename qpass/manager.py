@@ -28,7 +28,9 @@ T = TypeVar("T")
 class PassContext:
     """Everything around the graph. `reference` is the full-precision teacher, never rewritten.
 
-    `scratch` is a folder for what took long and can be made again; in a run it outlives the process.
+    `scratch` is a folder for what took long and can be made again; in a run it outlives the process. `shared` is
+    one that runs of other recipes may use too, so that what lies in it lies under a fingerprint of all that
+    determines it.
     """
 
     model: ModelAdapter
@@ -42,6 +44,12 @@ class PassContext:
     progress: Progress = attrs.field(factory=Progress)
     scratch: Path = attrs.field(factory=temporary_folder)
     memory_budget: int = 4 << 30
+    shared_scratch: Path | None = None
+
+    @property
+    def shared(self) -> Path:
+        """The folder shared with others, or the run's own."""
+        return self.shared_scratch or self.scratch
 
     def get(self, analysis: Analysis[T], graph: GraphModule) -> T:
         """The analysis of the graph, or of the teacher where it asks for that; computed once."""
@@ -156,7 +164,7 @@ class PassManager:
     def _step(self, index: int, run: Run, ctx: PassContext) -> Run:
         step = self.passes[index]
         ctx.progress.say(f"{index + 1}. {step.name}")
-        started = time.monotonic()
+        started = time.monotonic() - ctx.analyses.seconds
         try:
             step.requires(run.graph, ctx)
             if self.hook is not None:
@@ -182,7 +190,8 @@ class PassManager:
             graph=result.graph,
             plan=result.plan if result.plan is not None else run.plan,
             records=(*run.records, record),
-            seconds=(*run.seconds, time.monotonic() - started),
+            # without what it asked about the teacher: that is paid by whoever asks first, and serves everyone
+            seconds=(*run.seconds, time.monotonic() - ctx.analyses.seconds - started),
         )
 
 

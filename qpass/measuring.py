@@ -89,8 +89,8 @@ def _all_but_value(metric: Metric) -> dict[str, Any]:
 
 
 def bench(ctx: PassContext) -> Bench:
-    """The run's own folder, device and progress."""
-    return Bench(folder=ctx.scratch, device=ctx.device, progress=ctx.progress)
+    """The run's device and progress; features lie under fingerprints, so other runs may find them too."""
+    return Bench(folder=ctx.shared, device=ctx.device, progress=ctx.progress)
 
 
 def option_names(cls: Any) -> frozenset[str]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+STATUS = Path("/proc/self/status")  # Linux: what the kernel counts of this process alone
 
 
 class Task:
@@ -44,6 +48,13 @@ class Progress:
 
 def peak_memory_mb() -> float:
     """The largest resident size of this process so far, in MB."""
+    try:
+        status = STATUS.read_text()
+    except OSError:
+        status = ""
+    if found := re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE):
+        return int(found[1]) / (1 << 10)
+    # elsewhere a process may inherit the peak of the one that started it
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from typing import ClassVar
 
 import attrs
@@ -89,6 +90,33 @@ def test_analyses_are_dropped_when_the_graph_changes(context):
     graph = PassManager([Double()]).run(graph, context).graph
     assert context.get(Count(), graph) == before + 2
     assert context.get(TeacherCount(), graph) == teacher
+
+
+def test_a_pass_does_not_pay_for_the_teacher(context):
+    """Time spent on a question about the teacher is counted apart, once, though one question asks another."""
+
+    @attrs.frozen(kw_only=True)
+    class Slow(TeacherCount):
+        name: ClassVar[str] = "slow"
+
+        def compute(self, graph, ctx):
+            time.sleep(0.2)
+            return ctx.get(TeacherCount(), graph)
+
+    @attrs.frozen(kw_only=True)
+    class Asks(Nothing):
+        name: ClassVar[str] = "asks"
+
+        def run(self, graph, ctx):
+            ctx.get(Slow(), graph)
+            ctx.get(Slow(), graph)
+            return super().run(graph, ctx)
+
+    started = time.monotonic()
+    run = PassManager([Asks()]).run(copy.deepcopy(context.reference), context)
+    whole = time.monotonic() - started
+    assert 0.2 <= context.analyses.seconds <= whole
+    assert sum(run.seconds) <= whole - 0.2
 
 
 def test_hooks_see_every_pass(context):

@@ -16,8 +16,8 @@ from torch.fx import GraphModule
 
 from qpass.evaluator import Evaluator, Metric, Observation, Role, Subject
 from qpass.manager import PassContext
+from qpass.memory import peak_rise
 from qpass.sampling import Moment, trajectory
-from qpass_evaluators.memory import peak_rise
 
 FIGURES: Mapping[str, tuple[Literal["higher", "lower"], str]] = {
     "ms_per_step": ("lower", "ms"),

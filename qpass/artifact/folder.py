@@ -24,7 +24,7 @@ from qpass.files import UNFINISHED, checksum, new_folder, sha256, storage
 from qpass.plugins import Catalog
 from qpass.quantizer import dequantize
 from qpass.schedule import Step, StepPlan
-from qpass.slots import read_params, slots
+from qpass.slots import Slot, read_params, slots, spec_of
 
 VERSION = 1
 WEIGHTS, GRAPH = "model.safetensors", "qpass.json"
@@ -142,7 +142,8 @@ def _tensors(graph: GraphModule) -> tuple[dict[str, Tensor], dict[str, Any]]:
     packed: dict[str, list[Any]] = {}
     for slot in slots(graph):
         codes = state.get(f"{slot.home}.codes")
-        if slot.index < 0 and codes is not None:
+        # until a weight is rounded for good it is still the original, which what comes after learns from
+        if slot.index < 0 and codes is not None and realised(slot):
             weight = state[name := slot.home.removesuffix("_q")]
             if name not in read:
                 del state[name]
@@ -163,6 +164,12 @@ def _tensors(graph: GraphModule) -> tuple[dict[str, Tensor], dict[str, Any]]:
             stored[name] = tensor.half()
     buffers = sorted(name for name in state if name not in parameters)
     return stored, {"packed": packed, "shared": shared, "buffers": buffers, "half": half}
+
+
+def realised(slot: Slot) -> bool:
+    """Whether the slot's node is carried out rounded by now."""
+    spec = spec_of(slot.node)
+    return spec is not None and spec.execution != "float"
 
 
 def _rebuild(document: Mapping[str, Any], tensors: dict[str, Tensor], catalog: Catalog) -> GraphModule:

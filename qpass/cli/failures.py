@@ -38,7 +38,7 @@ def report(error: BaseException, *, debug: bool) -> int:
 
 def interrupted(command: str | None) -> int:
     """Only what keeps its stages can promise to go on where it stopped."""
-    resumes = command in ("run", "reference")
+    resumes = command in ("run", "compare", "reference")
     click.echo("interrupted; the same command resumes" if resumes else "interrupted", err=True)
     return 130
 

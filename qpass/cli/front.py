@@ -16,7 +16,7 @@ import click
 from qpass.cli import failures, options
 from qpass.errors import did_you_mean
 
-COMMANDS = ("run", "list", "show", "sample", "measure", "reference", "new")
+COMMANDS = ("run", "compare", "list", "show", "sample", "measure", "reference", "new")
 
 
 class Subcommands(click.Group):
@@ -74,6 +74,7 @@ def app(ctx: click.Context) -> None:
       qpass list recipes          the recipes that ship
       qpass show w4a4             what one of them does
       qpass run w4a4              do it; interrupted, the same command resumes
+      qpass compare w8a8 w4a4 --out runs/bits
       qpass sample runs/... --count 64 --out grid.png
       qpass measure my-images/ --against cifar10-train --metrics fid,sfid
 

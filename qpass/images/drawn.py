@@ -85,7 +85,7 @@ class DrawnImages(Analysis[Images]):
     def compute(self, graph: GraphModule, ctx: PassContext) -> Images:
         batch = ctx.sampling.batch
         kept = KeptImages(
-            folder=ctx.scratch / "images" / identity(graph, ctx),
+            folder=ctx.shared / "images" / identity(graph, ctx),
             title="images of the original" if graph is ctx.reference else "images of the quantized",
             ranges=tuple((start, min(start + batch, self.count)) for start in range(0, self.count, batch)),
             facts=facts(ctx.sampling, ctx.seed),

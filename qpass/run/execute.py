@@ -30,7 +30,7 @@ from qpass.recipe import Recipe, bytes_of
 from qpass.recipe.structure import to_data
 from qpass.report import render, report, to_json
 from qpass.report.data import plain
-from qpass.run.fingerprint import digest, facts, ground, own_code, stage_prints, versions
+from qpass.run.fingerprint import digest, facts, ground, own_code, stage_prints, trace_print, versions
 from qpass.run.folder import KeptStages, RunFolder
 from qpass.run.manifest import manifest, to_text
 from qpass.sampling import make_scheduler
@@ -52,14 +52,18 @@ def run(
     out: Path | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
+    shared: Path | None = None,
 ) -> RunResult:
-    """Carry out a recipe in a folder; what an earlier run already did there under equal conditions is kept."""
+    """Carry out a recipe in a folder; what an earlier run already did there under equal conditions is kept.
+
+    Runs given one folder as `shared` trace, sample and observe the original model once between them.
+    """
     started = time.monotonic()
     progress = progress or Progress()
     where = select_device(device)
     path = out or Path("runs") / f"{recipe.name}-{recipe.model.name}"
     check(recipe, catalog)
-    folder = RunFolder(path=path, catalog=catalog)
+    folder = RunFolder(path=path, catalog=catalog, shared=shared)
     with folder.held():
         base = ground(recipe, where.type)
         changed = folder.changed(facts(recipe, base))
@@ -68,11 +72,11 @@ def run(
         if changed:
             progress.say(f"changed since the last run in {path}: {', '.join(changed)}; redoing what depends on it")
         write_file(path / "recipe.toml", recipe.toml())
-        ctx = context(recipe, catalog, where, progress, folder, digest(base))
+        ctx = context(recipe, catalog, where, progress, folder, base)
         done = quantize(recipe, ctx, folder, base)
         seen = observe(recipe, ctx, folder, digest(base))
         ctx.progress.say("report")
-        return _report(recipe, where, folder, done, seen, time.monotonic() - started)
+        return _report(recipe, ctx, folder, done, seen, time.monotonic() - started)
 
 
 def check(recipe: Recipe, catalog: Catalog) -> None:
@@ -107,26 +111,31 @@ def check(recipe: Recipe, catalog: Catalog) -> None:
 
 
 def context(
-    recipe: Recipe, catalog: Catalog, device: torch.device, progress: Progress, folder: RunFolder, base: str
+    recipe: Recipe,
+    catalog: Catalog,
+    device: torch.device,
+    progress: Progress,
+    folder: RunFolder,
+    base: Mapping[str, Any],
 ) -> PassContext:
     """Everything the passes are given, the traced teacher among it."""
-    progress.say(f"trace {recipe.model.name}")
-    reference = traced(recipe.model).to(device)
+    mark = digest(base)
     return PassContext(
         model=recipe.model,
-        reference=reference,
+        reference=teacher(recipe.model, folder, base, progress).to(device),
         sampling=recipe.sampling,
         calibration=recipe.calibration,
         catalog=catalog,
         seed=recipe.seed,
         device=device,
         analyses=Analyses(
-            load=lambda question: folder.read_analysis(base, question),
-            save=lambda question, tensors: folder.write_analysis(base, question, tensors),
+            load=lambda question: folder.read_analysis(mark, question),
+            save=lambda question, tensors: folder.write_analysis(mark, question, tensors),
             found=partial(_describe, recipe, folder),
         ),
         progress=progress,
-        scratch=folder.path / "stages",
+        scratch=folder.stages,
+        shared_scratch=folder.shared,
         memory_budget=bytes_of(recipe.memory_budget),
     )
 
@@ -135,6 +144,18 @@ def _describe(recipe: Recipe, folder: RunFolder, question: Analysis[Any], answer
     """Say beside the run what it is calibrated on, once that is known."""
     if question == recipe.calibration and isinstance(answer, Samples):
         write_file(folder.calibration, to_text(manifest(question, recipe.seed, answer)))
+
+
+def teacher(adapter: ModelAdapter, folder: RunFolder, base: Mapping[str, Any], progress: Progress) -> GraphModule:
+    """The original model as a graph: the one that runs share, where they do."""
+    mark = trace_print(adapter, base)
+    if (kept := folder.teacher(mark)) is not None:
+        return kept
+    progress.say(f"trace {adapter.name}")
+    made = traced(adapter)
+    folder.write_teacher(mark, made)
+    # whoever shares it reads it from there, the first too: what is found under a hash of its code must be one thing
+    return folder.teacher(mark) or made
 
 
 def traced(adapter: ModelAdapter) -> GraphModule:
@@ -186,12 +207,14 @@ def observe(recipe: Recipe, ctx: PassContext, folder: RunFolder, base: str) -> S
             Subject(role="original", graph=ctx.reference),
             Subject(role="quantized", graph=quantized, folder=folder.artifact),
         ):
-            mark = digest([content, base, to_data(evaluator), own_code(evaluator)])
-            kept = folder.read_observation(evaluator.name, subject.role, mark)
+            # times differ from one look to the next, so those of another run are no answer
+            common = subject.role == "original" and evaluator.exact
+            mark = digest(["" if common else content, base, to_data(evaluator), own_code(evaluator)])
+            kept = folder.read_observation(evaluator.name, subject.role, mark, common)
             if kept is None:
                 ctx.analyses.drop_graph(frozenset())  # those of the model looked at before
                 kept = _observe(evaluator, subject, ctx)
-                folder.write_observation(evaluator.name, subject.role, mark, kept)
+                folder.write_observation(evaluator.name, subject.role, mark, kept, common)
             found[subject.role] = kept
         seen[evaluator.name] = found
     return seen
@@ -217,7 +240,7 @@ def _score(evaluator: Evaluator, seen: Mapping[str, Observation]) -> Sequence[Me
 
 
 def _report(
-    recipe: Recipe, device: torch.device, folder: RunFolder, done: Run, seen: Seen, seconds: float
+    recipe: Recipe, ctx: PassContext, folder: RunFolder, done: Run, seen: Seen, seconds: float
 ) -> RunResult:
     """Write report.json, timings.json and report.html."""
     exact: list[tuple[str, Metric]] = []
@@ -225,7 +248,7 @@ def _report(
     for evaluator in recipe.evaluators:
         for metric in _score(evaluator, seen[evaluator.name]):
             (exact if evaluator.exact else varying).append((evaluator.name, metric))
-    data = report(recipe.data(), recipe.seed, versions(), device.type, done.records, exact)
+    data = report(recipe.data(), recipe.seed, versions(), ctx.device.type, done.records, exact)
     if recipe.notes:
         data["notes"] = list(recipe.notes)
     timings = {
@@ -234,6 +257,7 @@ def _report(
             for record, spent in zip(done.records, done.seconds, strict=False)
         ],
         "metrics": [{"evaluator": name, **attrs.asdict(metric)} for name, metric in varying],
+        "teacher_seconds": ctx.analyses.seconds,  # what passes and evaluators asked about the original
         "total_seconds": seconds,
         "peak_memory_mb": peak_memory_mb(),
     }

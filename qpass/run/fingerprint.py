@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 
 from qpass.analysis import Analysis
+from qpass.model import ModelAdapter
 from qpass.quantizer import Quantizer
 from qpass.recipe import Recipe
 from qpass.recipe.structure import to_data
@@ -61,6 +62,12 @@ def ground(recipe: Recipe, device: str) -> dict[str, Any]:
         "sampling": to_data(recipe.sampling),
         "calibration": to_data(recipe.calibration),
     }
+
+
+def trace_print(model: ModelAdapter, base: Mapping[str, Any]) -> str:
+    """The fingerprint of the traced original: neither sampling nor seed has a say in it."""
+    code = {"qpass": base["code"]["qpass"], **own_code(model)}
+    return digest({"code": code, "versions": base["versions"], "model": base["model"]})
 
 
 def facts(recipe: Recipe, base: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,12 +13,13 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch.fx import GraphModule
 
 from qpass.analysis import Analysis, Tensors
 from qpass.artifact.folder import Artifact, load_artifact, save, save_tensors
-from qpass.errors import ArtifactError, QpassError
+from qpass.errors import ArtifactError
 from qpass.evaluator import Observation, Series
-from qpass.files import UNFINISHED, checksum, new_folder, sha256, storage, sweep, write_file
+from qpass.files import UNFINISHED, checksum, locked, new_folder, sha256, sweep, write_file
 from qpass.manager import Record, Run, Stages
 from qpass.plugins import Catalog
 from qpass.report.data import plain
@@ -28,10 +28,15 @@ from qpass.run.fingerprint import digest, own_code
 
 @attrs.frozen(kw_only=True, eq=False)
 class RunFolder:
-    """Where a run keeps what it has done."""
+    """Where a run keeps what it has done.
+
+    What it knows of the original model is kept in `shared`, where that is given: runs of other recipes find it there
+    under the same fingerprint.
+    """
 
     path: Path
     catalog: Catalog
+    shared: Path | None = None
 
     @property
     def artifact(self) -> Path:
@@ -43,26 +48,28 @@ class RunFolder:
         """What the model was calibrated on, described."""
         return self.path / "calibration.json"
 
+    @property
+    def stages(self) -> Path:
+        """What is this run's own."""
+        return self.path / "stages"
+
+    @property
+    def originals(self) -> Path:
+        """What is known of the original model."""
+        return self.shared or self.stages
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Hold the folder for one process at a time, and clear what an interrupted one left half-written."""
-        with storage(self.path):
-            (self.path / "stages").mkdir(parents=True, exist_ok=True)
-            handle = (self.path / "stages" / ".lock").open("w")
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise QpassError(
-                    f"another run is at work in {str(self.path)!r}; wait for it, or choose another folder with --out"
-                ) from None
+        busy = f"another run is at work in {str(self.path)!r}; wait for it, or choose another folder with --out"
+        with locked(self.stages / ".lock", busy):
             sweep(self.path)
-            sweep(self.path / "stages", f"**/{UNFINISHED}*")
+            sweep(self.stages, f"**/{UNFINISHED}*")
             yield
 
     def changed(self, facts: Mapping[str, Any]) -> list[str]:
         """The names of what differs from the last run in this folder; remembers the new state."""
-        file = self.path / "stages" / "facts.json"
+        file = self.stages / "facts.json"
         before = _json(file) or {}
         now = plain(facts)
         write_file(file, json.dumps(now, sort_keys=True, indent=1))
@@ -71,7 +78,7 @@ class RunFolder:
     def analysis(self, base: str, question: Analysis[Any]) -> Path:
         """Where the answer to a question about the original model is kept."""
         key = [base, repr(question), own_code(question)]
-        return self.path / "stages" / "analyses" / f"{question.name}-{digest(key)}.safetensors"
+        return self.originals / "analyses" / f"{question.name}-{digest(key)}.safetensors"
 
     def read_analysis(self, base: str, question: Analysis[Any]) -> Tensors | None:
         """The answer, if it is there and whole."""
@@ -88,12 +95,37 @@ class RunFolder:
         save_tensors(dict(tensors), file)
         write_file(file.with_suffix(".sha256"), sha256(file))
 
-    def _observation(self, evaluator: str, role: str) -> Path:
-        return self.path / "stages" / "observations" / f"{evaluator}-{role}"
+    def teacher(self, fingerprint: str) -> GraphModule | None:
+        """The traced original, if another run has left it whole; one that shares with none traces for itself."""
+        try:
+            return load_artifact(self._teacher(fingerprint), self.catalog).graph if self.shared else None
+        except ArtifactError:
+            return None
 
-    def read_observation(self, evaluator: str, role: str, fingerprint: str) -> Observation | None:
-        """What an evaluator saw, if it was kept under this fingerprint and is whole."""
-        folder = self._observation(evaluator, role)
+    def write_teacher(self, fingerprint: str, graph: GraphModule) -> None:
+        """Leave it for others."""
+        if self.shared:
+            save(
+                Artifact(graph=graph, about={"fingerprint": fingerprint}), self._teacher(fingerprint), self.catalog
+            )
+
+    def _teacher(self, fingerprint: str) -> Path:
+        return self.originals / "traces" / fingerprint
+
+    def _observation(self, evaluator: str, role: str, fingerprint: str, common: bool) -> Path:
+        if self.shared and common:
+            # beside those of other runs, which may have looked at other models, or otherwise
+            return self.shared / "observations" / f"{evaluator}-{role}-{fingerprint}"
+        return self.stages / "observations" / f"{evaluator}-{role}"
+
+    def read_observation(
+        self, evaluator: str, role: str, fingerprint: str, common: bool = False
+    ) -> Observation | None:
+        """What an evaluator saw, if it was kept under this fingerprint and is whole.
+
+        `common`: it would see the same in any run of this fingerprint.
+        """
+        folder = self._observation(evaluator, role, fingerprint, common)
         kept = _json(folder / "observation.json")
         if kept is None or kept.get("checksum") != checksum(kept) or kept["fingerprint"] != fingerprint:
             return None
@@ -114,7 +146,9 @@ class RunFolder:
             protocol=kept["protocol"],
         )
 
-    def write_observation(self, evaluator: str, role: str, fingerprint: str, seen: Observation) -> None:
+    def write_observation(
+        self, evaluator: str, role: str, fingerprint: str, seen: Observation, common: bool = False
+    ) -> None:
         """Keep what an evaluator saw."""
         document = {
             "fingerprint": fingerprint,
@@ -125,7 +159,7 @@ class RunFolder:
             },
             "protocol": plain(seen.protocol),
         }
-        with new_folder(self._observation(evaluator, role)) as aside:
+        with new_folder(self._observation(evaluator, role, fingerprint, common)) as aside:
             images = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in seen.images.items()}
             save_tensors(images, aside / "images.safetensors")
             document["images"] = sha256(aside / "images.safetensors")
@@ -143,7 +177,7 @@ class KeptStages(Stages):
     names: list[str]
 
     def _place(self, index: int) -> Path:
-        return self.folder.path / "stages" / f"{index + 1:02d}-{self.names[index]}"
+        return self.folder.stages / f"{index + 1:02d}-{self.names[index]}"
 
     def load(self, index: int) -> Run | None:
         """The stage, if it was made under the same fingerprint and is whole."""

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from qpass_evaluators import Latency
 from qpass_evaluators.latency import tensor_bytes
-from qpass_evaluators.memory import peak_rise
 from torch.fx import GraphModule
 
 from qpass.evaluator import Subject
+from qpass.memory import peak_rise
 from qpass.model import ModelAdapter
 
 NAMES = {"ms_per_step", "images_per_second", "peak_memory_mb"}
