@@ -81,10 +81,10 @@ def _split(graph: GraphModule, node: Node, widths: list[int]) -> None:
             made.meta = {**node.meta, "origin": f"{node.meta['origin']}_part{place}"}
             if total is not None:
                 added = graph.graph.call_function(torch.ops.aten.add.Tensor, (total, made))
-                added.meta = {
-                    "origin": f"{node.meta['origin']}/add[{place - 1}]",
-                    "stack": node.meta.get("stack", ()),
-                }
+                # the whole sum is what the layer gave, and has its name
+                whole = place == len(parts) - 1
+                origin = str(node.meta["origin"]) if whole else f"{node.meta['origin']}/add[{place - 1}]"
+                added.meta = {"origin": origin, "stack": node.meta.get("stack", ())}
                 made = added
         total = made
     assert total is not None

@@ -36,7 +36,7 @@ class LearningPass(Pass):
     )
     batch: int = attrs.field(default=32, validator=v.ge(1), metadata={"help": "calibration rows in an iteration"})
     rows: int = attrs.field(
-        default=5_120, validator=v.ge(8), metadata={"help": "calibration rows to learn from; all, where fewer"}
+        default=5_120, validator=v.ge(4), metadata={"help": "calibration rows to learn from; all, where fewer"}
     )
     precision: Literal["float32", "bfloat16"] = attrs.field(
         default="float32", metadata={"help": "of the arithmetic while learning; the result is checked in float32"}
