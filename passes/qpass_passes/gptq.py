@@ -1,0 +1,161 @@
+"""GPTQ: round a weight column by column, and let the columns that are left make up for the error."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import attrs
+import torch
+from attrs import validators as v
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from qpass.errors import PreconditionError
+from qpass.graph import block_module
+from qpass.graph.tensors import put
+from qpass.kernels import reference
+from qpass.manager import Pass, PassContext, PassResult
+from qpass.quantizer import Quantizer
+from qpass.slots import slots
+from qpass_passes.fitting import choose_rows, fit_inputs, fit_weights
+from qpass_passes.quantizers.mse import Mse
+from qpass_passes.reconstruction.chain import chain, cut_into
+from qpass_passes.reconstruction.rows import Pool, runs
+from qpass_passes.reconstruction.soft import SoftBlock, SoftLayer
+from qpass_passes.reconstruction.streams import FORWARD, Streams
+
+WIDTH = 128  # columns that are finished together before the rest is brought up to date
+
+
+@attrs.frozen(kw_only=True)
+class Gptq(Pass):
+    """Minimise ||W X - W~ X||² layer by layer with the inverse of H = 2 X X^T (Frantar et al., 2210.17323).
+
+    X (inputs x rows) are the layer's inputs as the layers before it, already rounded, give them; of a convolution,
+    its patches. Damping is a share of H's mean diagonal, 0.01 in the paper. Columns are taken by falling diagonal
+    (the authors' `act-order`) or as they stand. Grouped convolutions and codebooks are left to rounding to nearest.
+    """
+
+    name: ClassVar[str] = "gptq"
+    needs: ClassVar[frozenset[str]] = frozenset({"specs"})
+    conflicts: ClassVar[frozenset[str]] = frozenset({"corrected", "realised"})
+
+    rows: int = attrs.field(
+        default=512,
+        validator=v.ge(4),
+        metadata={"help": "calibration rows that H is summed over; all, where fewer"},
+    )
+    damping: float = attrs.field(
+        default=0.01, validator=v.gt(0), metadata={"help": "added to H, as a share of its mean diagonal"}
+    )
+    order: Literal["diagonal", "as-is"] = attrs.field(
+        default="diagonal", validator=v.in_(("diagonal", "as-is")), metadata={"help": "of the columns"}
+    )
+    activations: bool = attrs.field(
+        default=True, metadata={"help": "whether inputs are rounded in what layers are given"}
+    )
+    weight: Quantizer = attrs.field(
+        factory=Mse, metadata={"help": "how scales of weights are fitted where nothing has fitted them"}
+    )
+    input: Quantizer = attrs.field(
+        factory=Mse, metadata={"help": "how scales of inputs are fitted where nothing has fitted them"}
+    )
+    fit_rows: int = attrs.field(
+        default=256, validator=v.ge(1), metadata={"help": "calibration rows the inputs are fitted on"}
+    )
+
+    @torch.no_grad()
+    def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
+        """Roll the rounded model forward, layer by layer, and leave codes at the weights' slots."""
+        if not any(True for _ in slots(graph)):
+            raise PreconditionError("gptq: no node has a spec, so nothing is rounded; see 'assign'")
+        fit_weights(graph, self.weight, ctx)
+        if self.activations:
+            fit_inputs(graph, self.input, self.fit_rows, ctx)
+        samples = choose_rows(ctx.get(ctx.calibration, graph), self.rows, ctx.seed)
+        cut = chain(graph, cut_into(graph, "layer"), samples, ctx.device)
+        streams = Streams(graph, cut, samples, Pool(ctx.memory_budget // 2, ctx.scratch / "gptq"), ctx.device)
+        moved: dict[str, float] = {}
+        with ctx.progress.task("gptq", len(cut.blocks)) as task:
+            for block, gone in zip(cut.blocks, cut.dies, strict=True):
+                soft = SoftBlock(graph, block, weights=True, steps=False).eval().to(ctx.device)
+                soft.set(soft=False, activations=self.activations, drop=0.0)
+                streams.advance_full(block, block_module(graph, block))
+                for one in soft.roundings():
+                    if getattr(one.inner, "groups", 1) == 1:
+                        codes = self._rounded(one, hessian(soft, one, streams))
+                        moved[one.slot.home] = float((codes != one.codes).float().mean())
+                        one.give_back(codes)
+                        put(graph, f"{one.slot.home}.codes", codes)
+                streams.advance_rounded(block, soft)
+                streams.drop(gone)
+                task.advance()
+        flipped = round(sum(moved.values()) / max(1, len(moved)), 4)
+        return PassResult(graph=graph, changed=True, notes={"layers": len(moved), "not to nearest": flipped})
+
+    def _rounded(self, one: SoftLayer, h: Tensor) -> Tensor:
+        wide = one.original.flatten(1).shape
+        scale, zero = (part.expand_as(one.original).flatten(1) for part in (one.scale, one.zero))
+        low, high = (
+            part.expand_as(one.original).flatten(1) if isinstance(part, Tensor) else torch.full(wide, float(part))
+            for part in (one.low, one.high)
+        )
+        h.diagonal().add_(self.damping * h.diagonal().mean())
+        order = (
+            h.diagonal().argsort(descending=True, stable=True)
+            if self.order == "diagonal"
+            else torch.arange(len(h))
+        )
+        weight, scale, zero, low, high = (
+            part[:, order] for part in (one.original.flatten(1), scale, zero, low.to(h), high.to(h))
+        )
+        codes = round_columns(weight, scale, zero, low, high, h[order][:, order])
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+        return codes[:, back].reshape(one.original.shape).to(one.codes.dtype)
+
+
+def hessian(soft: SoftBlock, one: SoftLayer, streams: Streams) -> Tensor:
+    """2 X X^T of the layer's inputs over all rows, in double precision."""
+    total: list[Tensor] = []
+
+    def add(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        x = patches(one.inner, given[0]).double()
+        total[:] = [2 * x.T @ x + (total[0] if total else 0)]
+
+    handle = one.register_forward_pre_hook(add)
+    for index in runs(len(streams.samples), FORWARD):
+        inputs = [streams.read_rounded(node, index) for node in soft.block.inputs]
+        soft(streams.samples.t[index].to(streams.device), *inputs)
+    handle.remove()
+    return total[0]
+
+
+def patches(layer: nn.Module, x: Tensor) -> Tensor:
+    """What each output of a layer is a product of, rows x inputs, in the order of the flattened weight."""
+    if isinstance(layer, nn.Linear):
+        return x.reshape(-1, x.shape[-1])
+    assert isinstance(layer, nn.Conv2d)
+    padding = layer.padding
+    assert not isinstance(padding, str)
+    columns = nn.functional.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)
+    return columns.transpose(1, 2).reshape(-1, columns.shape[1])
+
+
+def round_columns(weight: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor, h: Tensor) -> Tensor:
+    """Codes of a weight, outputs x inputs, each column rounded after those before it have handed it their error."""
+    left = weight.double().clone()
+    upper = torch.linalg.cholesky(torch.linalg.inv(h), upper=True)
+    codes = torch.empty_like(left)
+    for begin in range(0, left.shape[1], WIDTH):
+        end = min(begin + WIDTH, left.shape[1])
+        errors = left.new_zeros(len(left), end - begin)
+        for i in range(begin, end):
+            s, z = scale[:, i], zero[:, i]
+            codes[:, i] = reference.clip(
+                torch.round(left[:, i].float() * s.reciprocal()) + z, low[:, i], high[:, i]
+            )
+            error = (left[:, i] - (codes[:, i] - z) * s) / upper[i, i]
+            left[:, i:end] -= error.unsqueeze(1) * upper[i, i:end]
+            errors[:, i - begin] = error
+        left[:, end:] -= errors @ upper[begin:end, end:]
+    return codes
