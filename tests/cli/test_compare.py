@@ -11,6 +11,7 @@ import pytest
 
 import qpass.compare.matrix as matrix
 from qpass.cli import main
+from qpass.recipe.structure import to_data
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_arguments_arrive(given: dict[str, Any], plugin: Path, tmp_path: Path) -
     ]
     assert main(["compare", "w4a4", *models, *rest]) == 2  # as the second cell fails
     assert [cell.title for cell in given["cells"]] == ["w4a4 on cifar10-dit", "w4a4 on cifar10-unet"]
-    assert [(c.recipe.seed, c.recipe.sampling.steps) for c in given["cells"]] == [(1, 10)] * 2
+    assert [(c.recipe.seed, to_data(c.recipe.calibration)["samples"]) for c in given["cells"]] == [(1, 32)] * 2
     assert given["settings"] == matrix.Settings(out=tmp_path, device="cpu", preset="fast", plugins=(plugin,))
 
 

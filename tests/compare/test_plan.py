@@ -8,6 +8,7 @@ import pytest
 
 from qpass.compare.plan import choice, plan
 from qpass.errors import RecipeError
+from qpass.recipe.structure import to_data
 
 
 def problems(catalog, *sources, models=(), **rest):
@@ -39,7 +40,7 @@ def test_preset_and_changes_reach_every_cell(catalog):
     cells = plan(
         ["w4a4", "w8a8"], ["cifar10-dit"], catalog=catalog, out=Path("out"), preset="fast", overrides=["seed=7"]
     )
-    assert [(cell.recipe.seed, cell.recipe.sampling.steps) for cell in cells] == [(7, 10)] * 2
+    assert [(cell.recipe.seed, to_data(cell.recipe.calibration)["samples"]) for cell in cells] == [(7, 32)] * 2
     assert cells[0].overrides == ("model.use=cifar10-dit", "seed=7")
 
 
