@@ -183,7 +183,7 @@ def stopped(outcome: Outcome, *said: str, code: int = 2) -> None:
     assert outcome.code == code
     for text in said:
         assert text in outcome.said
-    assert outcome.files == {"recipe.toml"}
+    assert outcome.files - {"calibration.json"} == {"recipe.toml"}  # it may have got as far as calibration
 
 
 class TestRecipe:

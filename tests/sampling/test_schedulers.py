@@ -82,7 +82,7 @@ def test_ddpm_is_ddim_at_eta_1():
     ddpm = run(Sampling(scheduler="ddpm", steps=10, spacing="uniform"), CONFIG)
     ddim = run(Sampling(steps=10, spacing="uniform", eta=1.0), CONFIG)
     for a, b in zip(ddpm[:-1], ddim[:-1], strict=True):
-        torch.testing.assert_close(a.after, b.after, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(a.after, b.after, rtol=1e-3, atol=1e-3)
 
 
 def test_learned_range_by_hand():
