@@ -57,7 +57,7 @@ def test_where_nobody_may_write(run: Command, capfd: pytest.CaptureFixture[str])
     """A file system that takes no folders, not even from root, is the user's mistake, with a way out."""
     assert run(Path("/proc/qpass")) == 2
     said = capfd.readouterr().err
-    assert "error: cannot write '/proc/qpass'" in said
+    assert "error: cannot write '/proc/qpass" in said
     assert "choose another folder with --out" in said
     assert "bug" not in said
 
