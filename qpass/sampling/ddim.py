@@ -24,7 +24,8 @@ def ddim_step(
         x0 = x0.clamp(-scheduler.config.clip_sample_range, scheduler.config.clip_sample_range)
     variance = (1 - a_prev) / (1 - a) * (1 - a / a_prev)
     sigma = eta * variance**0.5
-    mean: Tensor = a_prev**0.5 * x0 + (1 - a_prev - sigma**2) ** 0.5 * e
+    # at eta 1 from zero signal the difference is 0, and rounding may put it below, where diffusers' image is NaN
+    mean: Tensor = a_prev**0.5 * x0 + (1 - a_prev - sigma**2).clamp(min=0) ** 0.5 * e
     return mean if noise is None else mean + sigma * noise
 
 

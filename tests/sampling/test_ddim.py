@@ -88,7 +88,12 @@ def test_equals_diffusers_to_the_bit(kind, extra, eta):
     for moment, t in zip(moments, scheduler.timesteps, strict=True):
         e = denoise(x, t.expand(3))
         x = scheduler.step(e, t, x, eta=eta, generator=sources, return_dict=False)[0]
-        torch.testing.assert_close(moment.after, x, rtol=0, atol=0, equal_nan=True)
+        assert torch.isfinite(moment.after).all()
+        if torch.isnan(x).any():  # diffusers took the root of a number that rounding put below 0
+            assert eta == 1
+            assert extra.get("rescale_betas_zero_snr")
+            x = moment.after
+        assert torch.equal(moment.after, x)
 
 
 def test_uniform_is_the_releases_own():

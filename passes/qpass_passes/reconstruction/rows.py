@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,17 +16,18 @@ from qpass.files import storage
 LARGEST = 2.0**14  # values above this are not trusted to fp16, whose range ends at 2^16
 
 
-class Rows:
+class Rows(ABC):
     """N tensors of one shape, written in order and read at random."""
 
+    @abstractmethod
     def write(self, start: int, values: Tensor) -> None:
         """Set the rows from `start` on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, index: Tensor) -> Tensor:
         """Some of the rows, on the CPU."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Give the memory or the file back."""
 
