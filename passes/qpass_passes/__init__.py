@@ -27,14 +27,18 @@ from qpass_passes.quantizers.log2 import Log2
 from qpass_passes.quantizers.log_sqrt2 import LogSqrt2
 from qpass_passes.quantizers.mse import Mse
 from qpass_passes.quantizers.percentile import Percentile
+from qpass_passes.repq import RepQ
 from qpass_passes.simulate import Simulate
+from qpass_passes.smooth import Smooth
 from qpass_passes.split_shortcut import SplitShortcut
 from qpass_passes.tfmq import Tfmq
 
 
 @hookimpl
 def register_passes() -> Sequence[type[Pass]]:
-    return (AdaRound, Assign, BiasCorrection, Brecq, Gptq, LearnSteps, QDrop, Simulate, SplitShortcut, Tfmq)
+    return (
+        AdaRound, Assign, BiasCorrection, Brecq, Gptq, LearnSteps, QDrop, RepQ, Simulate, Smooth, SplitShortcut, Tfmq,
+    )  # fmt: skip
 
 
 @hookimpl

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import attrs
 import torch
@@ -100,27 +100,38 @@ def insert_quantizers(graph: GraphModule) -> int:
                 break
         else:
             grain = (slot.layout, slot.spec.granularity, slot.spec.group_size)
+            # a rescaling of the channels becomes part of the quantizer behind it
+            moved = source.target is reference.rescale
+            x, within = (source.args[0], _moves(source)) if moved else (source, dict[str, Any]())
             with nodes.inserting_before(slot.node):
                 if params is None:
-                    args = (source, slot.spec.widest, slot.spec.symmetric, *grain)
-                    new = nodes.call_function(reference.fake_quantize_dynamic, args)
+                    args = (x, slot.spec.widest, slot.spec.symmetric, *grain)
+                    new = nodes.call_function(reference.fake_quantize_dynamic, args, within)
                 elif params.kind == "affine":
                     scale = nodes.get_attr(f"{slot.home}.scale")
                     zero = None if slot.spec.symmetric else nodes.get_attr(f"{slot.home}.zero")
                     low, high = reference.levels(slot.spec.widest, slot.spec.symmetric)
                     group = time.group(slot, params)
                     new = nodes.call_function(
-                        reference.fake_quantize_affine, (source, scale, zero, low, high, *grain, group)
+                        reference.fake_quantize_affine, (x, scale, zero, low, high, *grain, group), within
                     )
                 else:
                     tensors = [nodes.get_attr(f"{slot.home}.{p}") for p in ("scale", "thresholds", "table")]
                     group = time.group(slot, params)
-                    new = nodes.call_function(reference.fake_quantize_codebook, (source, *tensors, *grain, group))
+                    new = nodes.call_function(
+                        reference.fake_quantize_codebook, (x, *tensors, *grain, group), within
+                    )
             new.meta = {"origin": slot.home, "stack": slot.node.meta.get("stack", ())}
             slot.node.update_arg(slot.index, new)
             made.append((slot, source, params, new))
+    nodes.eliminate_dead_code()
     graph.recompile()
     return len(made)
+
+
+def _moves(node: Node) -> dict[str, Any]:
+    """The buffers of a `rescale` node, as arguments of a quantizer."""
+    return dict(zip(("inverse", "offset"), node.args[2:], strict=False))
 
 
 def _equal(a: QParams | None, b: QParams | None) -> bool:

@@ -53,6 +53,7 @@ _OWN = {
         reference.fake_quantize_codebook,
         reference.fake_quantize_dynamic,
         reference.pick,
+        reference.rescale,
         reference.time_group,
     )
 }

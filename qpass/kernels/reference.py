@@ -2,7 +2,8 @@
 
 A tensor is seen as (B, K, M): B samples, K sets of parameters, M values in each. `scale` and `zero` are (G, K),
 one row for each time group; `group` (B,) picks each sample's row. The order is fixed everywhere:
-`round(x * inv_scale) + zero`, in fp32, ties to even.
+`round(x * inv_scale) + zero`, in fp32, ties to even. What fake-quantizes an input may first move its channels,
+`x * inverse + offset` with both (C,): a kernel that multiplies by 1/scale anyway does so for free.
 """
 
 from __future__ import annotations
@@ -110,27 +111,38 @@ def fake_quantize_affine(
     granularity: str,
     group_size: int,
     group: Tensor | None = None,
+    inverse: Tensor | None = None,
+    offset: Tensor | None = None,
 ) -> Tensor:
     """x rounded to its codes and back, in x's own dtype. `group` (B,) picks rows of scale and zero; no zero is 0."""
     if group is not None:
         scale = scale[group]
+    moved = _moved(x, layout, inverse, offset)
     s = spread(scale, x, layout, granularity, group_size)
     if zero is None:
-        return torch.round(x.float() * s.reciprocal()).clamp_(low, high).mul_(s).to(x.dtype)
+        return torch.round(moved * s.reciprocal()).clamp_(low, high).mul_(s).to(x.dtype)
     z = spread(zero if group is None else zero[group], x, layout, granularity, group_size)
-    return encode_affine(x, s, z, low, high).sub_(z).mul_(s).to(x.dtype)
+    return encode_affine(moved, s, z, low, high).sub_(z).mul_(s).to(x.dtype)
 
 
 def fake_quantize_dynamic(
-    x: Tensor, bits: int, symmetric: bool, layout: str, granularity: str, group_size: int
+    x: Tensor,
+    bits: int,
+    symmetric: bool,
+    layout: str,
+    granularity: str,
+    group_size: int,
+    inverse: Tensor | None = None,
+    offset: Tensor | None = None,
 ) -> Tensor:
     """x rounded with a scale taken from each sample as it comes."""
-    values = arrange(x, layout, granularity, group_size)
+    moved = _moved(x, layout, inverse, offset)
+    values = arrange(moved, layout, granularity, group_size)
     scale, zero = affine_from_range(values.amin(2), values.amax(2), bits, symmetric)
     low, high = levels(bits, symmetric)
     s = spread(scale, x, layout, granularity, group_size)
     z = spread(zero, x, layout, granularity, group_size)
-    return encode_affine(x, s, z, low, high).sub_(z).mul_(s).to(x.dtype)
+    return encode_affine(moved, s, z, low, high).sub_(z).mul_(s).to(x.dtype)
 
 
 def fake_quantize_codebook(
@@ -142,12 +154,29 @@ def fake_quantize_codebook(
     granularity: str,
     group_size: int,
     group: Tensor | None = None,
+    inverse: Tensor | None = None,
+    offset: Tensor | None = None,
 ) -> Tensor:
     """x rounded to the nearest of `table * scale`; `thresholds` lie between neighbours of the table."""
     if group is not None:
         scale = scale[group]
     s = spread(scale, x, layout, granularity, group_size)
-    return table[encode_codebook(x, s, thresholds)].mul_(s).to(x.dtype)
+    return table[encode_codebook(_moved(x, layout, inverse, offset), s, thresholds)].mul_(s).to(x.dtype)
+
+
+def rescale(x: Tensor, layout: str, inverse: Tensor, offset: Tensor | None = None) -> Tensor:
+    """`x * inverse + offset`, both by channel: what stands before a quantizer until one takes it in."""
+    return _moved(x, layout, inverse, offset).to(x.dtype)
+
+
+def _moved(x: Tensor, layout: str, inverse: Tensor | None, offset: Tensor | None) -> Tensor:
+    """x in fp32, its channels moved."""
+    moved = x.float()
+    if inverse is not None:
+        moved = moved * spread(inverse.unsqueeze(0), x, layout, "channel", 0)
+    if offset is not None:
+        moved = moved + spread(offset.unsqueeze(0), x, layout, "channel", 0)
+    return moved
 
 
 def encode_codebook(x: Tensor, scale: Tensor, thresholds: Tensor) -> Tensor:
