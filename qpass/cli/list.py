@@ -27,7 +27,7 @@ def command(kind: str, plugins: tuple[Path, ...], as_json: bool) -> None:
     """List what a recipe may name: each with a sentence, and the package it comes from.
 
     Plugins that could not be loaded are listed below, with their reasons. A recipe is described by the comment
-    its file opens with.
+    its file opens with; one that is called METHOD-wXaY can be named with any other bits from 2 to 8 as well.
 
     \b
     Examples:

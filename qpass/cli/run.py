@@ -32,6 +32,9 @@ def command(
 ) -> None:
     """Carry out RECIPE, a name that ships (`qpass list recipes`) or the path of a TOML file.
 
+    A method's recipe ships for some bits and can be had at any from 2 to 8: `brecq-w3a6` is `brecq-w4a8` with
+    weights of 3 and inputs of 6 bits.
+
     The whole recipe is checked before any weight is read, and every mistake in it is reported at once. Then its
     passes quantize the model, its evaluators compare the result with the original, and a table of the outcome is
     printed.

@@ -12,7 +12,7 @@ import click
 from qpass.cli import describe, options, page, recipes
 from qpass.errors import QpassError, did_you_mean
 from qpass.plugins import SINGULAR, Catalog
-from qpass.recipes import FOLDER, shipped
+from qpass.recipes import FOLDER, shipped, sibling
 
 # how a recipe's text takes each kind into use
 USE = {
@@ -69,6 +69,8 @@ def find(name: str, plugins: tuple[Path, ...], shelf: Path = FOLDER) -> list[dic
         entries.append(section_entry(name))
     if name in (files := shipped(shelf)):
         entries.append(recipe_entry(files[name], catalog))
+    elif other := sibling(name, shelf):
+        entries.append(recipe_entry(other, catalog, name))
     if not entries:
         raise QpassError(_nothing(name, catalog, (*SECTIONS, *files)))
     return entries
@@ -98,14 +100,17 @@ def class_entry(kind: str, name: str, cls: type) -> dict[str, Any]:
     }
 
 
-def recipe_entry(path: Path, catalog: Catalog) -> dict[str, Any]:
-    """A recipe with every option spelt out, as plain data; a `RecipeError` lists every mistake in it."""
+def recipe_entry(path: Path, catalog: Catalog, name: str | None = None) -> dict[str, Any]:
+    """A recipe with every option spelt out, as plain data; a `RecipeError` lists every mistake in it.
+
+    With a name, it is the one of that name that is made from the file at other bits.
+    """
     from qpass.recipe import read
 
-    recipe, file = read(str(path), catalog=catalog), recipes.read(path)
+    recipe, file = read(name or str(path), catalog=catalog), recipes.read(path)
     return {
         "kind": "recipe",
-        "name": file.name,
+        "name": recipe.name,
         "path": str(path),
         "description": file.description,
         "presets": sorted(file.data.get("presets", {})),

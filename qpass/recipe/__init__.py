@@ -21,7 +21,7 @@ from qpass.model import ModelAdapter
 from qpass.plugins import Catalog
 from qpass.recipe.override import LISTS, leaves, override, parse_assignment
 from qpass.recipe.structure import Structure, shown, to_data
-from qpass.recipes import shipped
+from qpass.recipes import bits, shipped, sibling
 from qpass.sampling import Sampling
 
 SECTIONS = ("seed", "memory_budget", "model", "sampling", "calibration", "passes", "evaluators", "presets")
@@ -74,9 +74,13 @@ def bytes_of(size: str) -> int:
 def read(
     source: str | Path, *, catalog: Catalog, preset: str | None = None, overrides: Sequence[str] = ()
 ) -> Recipe:
-    """The recipe of that name or file, with a preset and `KEY=VALUE` overrides applied, and checked."""
-    known = shipped()
-    path = known.get(str(source)) or Path(source)
+    """The recipe of that name or file, with a preset and `KEY=VALUE` overrides applied, and checked.
+
+    Where none is called METHOD-wXaY, it is the method's recipe of the nearest bits, with X and Y in `assign`.
+    """
+    known, name = shipped(), str(source)
+    other = None if name in known else sibling(name)
+    path = other or known.get(name) or Path(source)
     try:
         found = path.is_file()
     except OSError as error:
@@ -93,7 +97,21 @@ def read(
         raise RecipeError(f"not valid TOML: {error}", str(path)) from error
     except OSError as error:
         raise RecipeError(f"cannot be read: {error.strerror}", str(path)) from error
-    return from_data(data, catalog=catalog, name=path.stem, preset=preset, overrides=overrides)
+    if other is None or (wanted := bits(name)) is None:
+        return from_data(data, catalog=catalog, name=path.stem, preset=preset, overrides=overrides)
+    recipe = from_data(at_bits(data, *wanted), catalog=catalog, name=name, preset=preset, overrides=overrides)
+    note = f"{other.stem} with weights of {wanted[0]} and inputs of {wanted[1]} bits"
+    return attrs.evolve(recipe, notes=(note, *recipe.notes))
+
+
+def at_bits(data: Mapping[str, Any], weight: int, given: int) -> dict[str, Any]:
+    """A copy in which `assign` rounds weights and inputs to integers of these bits, all else as it was."""
+    tables = spelt_out(data)
+    for entry in tables["passes"]:
+        for key, width in (("weight", weight), ("input", given)) if entry.get("use") == "assign" else ():
+            if isinstance(text := entry.get(key), str):
+                entry[key] = re.sub(r"^int[2-8]\b", f"int{width}", text)
+    return tables
 
 
 def from_data(

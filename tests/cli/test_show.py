@@ -101,6 +101,15 @@ def test_what_is_shown_can_be_run(name: str, tmp_path: Path, capsys: pytest.Capt
     assert shown.data() == original.data()
 
 
+def test_a_recipe_at_other_bits_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Under the name it was asked by, saying what it is made from."""
+    assert main(["show", "brecq-w3a6"]) == 0
+    text = capsys.readouterr().out
+    assert "recipe brecq-w3a6" in text
+    assert "# brecq-w4a8 with weights of 3 and inputs of 6 bits" in text
+    assert tomllib.loads(text)["passes"][0]["weight"] == "int3 channel"
+
+
 def test_a_recipe_with_mistakes_is_an_error(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Showing a recipe checks it."""
     (shelf / "wrong.toml").write_text('[model]\nuse = "no-such-model"\n')

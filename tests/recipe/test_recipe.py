@@ -403,6 +403,28 @@ class TestShipped:
         for preset in tomllib.loads(shipped()[name].read_text()).get("presets", {}):
             read(name, catalog=known, preset=preset)
 
+    @pytest.mark.parametrize(
+        ("name", "file"),
+        [("brecq-w3a6", "brecq-w4a8"), ("w2a2", "w4a4"), ("tfmq-w6a6", "tfmq-w4a4"), ("rtn-w5a8", "rtn-w4a8")],
+    )
+    def test_a_method_can_be_had_at_any_bits(self, known: Catalog, name: str, file: str) -> None:
+        """The file of the nearest bits, the bits of weights first, and nothing else changed; it says so."""
+        found, other = read(name, catalog=known), read(file, catalog=known)
+        weight, given = int(name[-3]), int(name[-1])
+        assert found.name == name
+        assert found.notes == (f"{file} with weights of {weight} and inputs of {given} bits",)
+        step, theirs = found.passes[0], other.passes[0]
+        assert (step.weight, step.input) == (f"int{weight} channel", f"int{given} tensor")
+        assert attrs.evolve(step, weight=theirs.weight, input=theirs.input) == theirs
+        assert found.passes[1:] == other.passes[1:]
+        assert found.data() | {"passes": []} == other.data() | {"passes": []}
+
+    @pytest.mark.parametrize("name", ["brecq-w1a8", "brecq-w9a8", "nothing-w4a8", "brecq", "-w3a3", "w4a4-w3a3"])
+    def test_other_names_are_unknown(self, known: Catalog, name: str) -> None:
+        """Bits from 2 to 8, of a method that ships."""
+        with pytest.raises(RecipeError, match="unknown recipe"):
+            read(name, catalog=known)
+
     @pytest.mark.parametrize("name", shipped())
     def test_it_takes_another_model(self, known: Catalog, name: str) -> None:
         """Nothing in it is for one model only."""
