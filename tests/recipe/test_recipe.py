@@ -405,7 +405,7 @@ class TestShipped:
 
     @pytest.mark.parametrize(
         ("name", "file"),
-        [("brecq-w3a6", "brecq-w4a8"), ("w2a2", "w4a4"), ("tfmq-w6a6", "tfmq-w4a4"), ("rtn-w5a8", "rtn-w4a8")],
+        [("brecq-w3a6", "brecq-w4a8"), ("w2a2", "w4a4"), ("tfmq-w6a6", "tfmq-w4a8"), ("rtn-w5a8", "rtn-w4a8")],
     )
     def test_a_method_can_be_had_at_any_bits(self, known: Catalog, name: str, file: str) -> None:
         """The file of the nearest bits, the bits of weights first, and nothing else changed; it says so."""
