@@ -31,13 +31,15 @@ from qpass_passes.repq import RepQ
 from qpass_passes.simulate import Simulate
 from qpass_passes.smooth import Smooth
 from qpass_passes.split_shortcut import SplitShortcut
+from qpass_passes.tcr import Tcr
 from qpass_passes.tfmq import Tfmq
 
 
 @hookimpl
 def register_passes() -> Sequence[type[Pass]]:
     return (
-        AdaRound, Assign, BiasCorrection, Brecq, Gptq, LearnSteps, QDrop, RepQ, Simulate, Smooth, SplitShortcut, Tfmq,
+        AdaRound, Assign, BiasCorrection, Brecq, Gptq, LearnSteps, QDrop, RepQ, Simulate, Smooth, SplitShortcut, Tcr,
+        Tfmq,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def fit_weights(graph: GraphModule, quantizer: Quantizer, ctx: PassContext) -> i
             weight = weight_of(graph, slot)
             values = reference.arrange(weight, slot.layout, slot.spec.granularity, slot.spec.group_size)
             group = torch.zeros(1, dtype=torch.long, device=weight.device)
-            write_params(graph, slot, _fit(quantizer, slot, [(values, group)]))
+            write_params(graph, slot, fit(quantizer, slot, [(values, group)]))
             task.advance()
     return len(missing)
 
@@ -55,8 +55,8 @@ def fit_inputs(graph: GraphModule, quantizer: Quantizer, rows: int, ctx: PassCon
                     continue
                 slot = alike[0]
                 edges = edges_of[slot.spec]
-                pairs = list(_grouped(values[source], samples.t, edges, slot))
-                params = _fit(quantizer, slot, pairs)
+                pairs = list(grouped(values[source], samples.t, edges, slot))
+                params = fit(quantizer, slot, pairs)
                 if edges is not None:
                     params = attrs.evolve(params, tensors={**params.tensors, "edges": edges})
                 for each in alike:
@@ -71,9 +71,7 @@ def choose_rows(samples: Samples, count: int, seed: int) -> Samples:
     return samples.take(order[:count].sort().values)
 
 
-def _grouped(
-    batches: list[Tensor], t: Tensor, edges: Tensor | None, slot: Slot
-) -> Iterator[tuple[Tensor, Tensor]]:
+def grouped(batches: list[Tensor], t: Tensor, edges: Tensor | None, slot: Slot) -> Iterator[tuple[Tensor, Tensor]]:
     """Recorded batches as (values by parameter set, time group) pairs."""
     start = 0
     for batch in batches:
@@ -84,7 +82,8 @@ def _grouped(
         yield reference.arrange(batch, slot.layout, slot.spec.granularity, slot.spec.group_size), group
 
 
-def _fit(quantizer: Quantizer, slot: Slot, batches: Iterable[tuple[Tensor, Tensor]]) -> QParams:
+def fit(quantizer: Quantizer, slot: Slot, batches: Iterable[tuple[Tensor, Tensor]]) -> QParams:
+    """The quantizer's parameters for a slot, of the shape that everyone counts on."""
     kept = list(batches)
     try:
         params = quantizer.fit(lambda: kept, slot.spec)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import ClassVar, Literal
 
-import attrs
 import pytest
 import scipy.stats
 import torch
@@ -19,8 +17,7 @@ from qpass_passes.simulate import Simulate
 from qpass_passes.smooth import Smooth, balanced, factors, spearman
 from torch import nn
 
-from qpass.activations import Samples, run_recording
-from qpass.analysis import Analyses, Analysis
+from qpass.activations import run_recording
 from qpass.artifact.folder import Artifact, load_artifact, save
 from qpass.errors import PreconditionError
 from qpass.graph import trace
@@ -177,49 +174,15 @@ def test_artifacts_keep_it(context, tmp_path):
         assert distance(graph, loaded.graph, inputs) == 0
 
 
-@attrs.frozen(kw_only=True)
-class Given(Analysis[Samples]):
-    """A calibration set of its own."""
-
-    name: ClassVar[str] = "given"
-    of: ClassVar[Literal["reference", "graph"]] = "reference"
-
-    def compute(self, graph, ctx):
-        x = torch.randn(64, 16, generator=torch.Generator().manual_seed(3))
-        return Samples(inputs=(x * outliers(), torch.arange(64) % 4))
-
-
-def outliers():
-    """The size of each channel: two are a hundred times larger."""
-    return torch.ones(16).index_fill(0, torch.tensor([3, 9]), 100.0)
-
-
 @pytest.mark.parametrize("bits", [6, 8])
-def test_planted_outliers_cost_less(context, bits):
+def test_planted_outliers_cost_less(planted, bits):
     """With weights hardly rounded, either pass brings the error of a layer's output below half."""
-
-    class Lone(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(16, 32)
-
-        def forward(self, x, t):
-            return self.layer(x)
-
-    torch.manual_seed(0)
-    module = Lone()
-    module.layer.weight.data /= outliers().sqrt()
-    samples = Given().compute(None, None)
-    graph = trace(module.eval(), samples.inputs)
-    ctx = attrs.evolve(context, reference=graph, calibration=Given(), analyses=Analyses())
-    assign = Assign(edge_weight="int8 channel", edge_input=f"int{bits} tensor")
-    errors = {}
-    for name, passes in {
-        "plain": [], "max": [Smooth()], "spearman": [Smooth(over="spearman")], "repq": [RepQ(where="everywhere")],
-    }.items():  # fmt: skip
-        done = PassManager([assign, *passes, Simulate()]).run(copy.deepcopy(graph), ctx).graph
-        with torch.no_grad():
-            errors[name] = float((done(*samples.inputs) - graph(*samples.inputs)).square().mean())
+    errors = {
+        name: planted("linear", f"int8 channel/int{bits} tensor", *passes)
+        for name, passes in {
+            "plain": [], "max": [Smooth()], "spearman": [Smooth(over="spearman")], "repq": [RepQ(where="everywhere")],
+        }.items()
+    }  # fmt: skip
     assert max(errors["max"], errors["spearman"], errors["repq"]) < 0.5 * errors["plain"]
 
 

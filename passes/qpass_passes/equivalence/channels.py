@@ -1,4 +1,4 @@
-"""The least and greatest value of every channel of what layers read, timestep by timestep."""
+"""What every channel of what layers read goes up to, timestep by timestep."""
 
 from __future__ import annotations
 
@@ -21,11 +21,16 @@ BATCH = 64
 
 @attrs.frozen(kw_only=True, eq=False)
 class Channels:
-    """Ranges of the inputs of layers' calls, by origin: `low` and `high` are (T, C), a row for each of `times`."""
+    """Of the inputs of layers' calls, by origin, (T, C), a row for each of `times`.
+
+    `low` and `high` are the least and greatest value; `typical` is the largest absolute value of a row of the
+    calibration set, averaged over rows, so that one odd row does not decide it.
+    """
 
     times: Tensor
     low: Mapping[str, Tensor]
     high: Mapping[str, Tensor]
+    typical: Mapping[str, Tensor]
 
     def of(self, tie: Tie) -> tuple[Tensor, Tensor]:
         """The ranges over all that the tied layers read."""
@@ -37,6 +42,10 @@ class Channels:
         """Absolute maxima of what the tied layers read, (T, C)."""
         low, high = self.of(tie)
         return torch.maximum(-low, high)
+
+    def averaged(self, tie: Tie) -> Tensor:
+        """Means over rows of absolute maxima, (T, C)."""
+        return torch.stack([self.typical[str(node.meta["origin"])] for node in tie.calls]).amax(0)
 
 
 @attrs.frozen(kw_only=True)
@@ -63,6 +72,9 @@ class ChannelRanges(Analysis[Channels]):
             times=times,
             low={name: value.cpu() for name, value in watch.low.items()},
             high={name: value.cpu() for name, value in watch.high.items()},
+            typical={
+                name: (value / watch.seen[name].unsqueeze(1)).float().cpu() for name, value in watch.sums.items()
+            },
         )
 
 
@@ -74,6 +86,8 @@ class _Watch(Interpreter):
         self.graph_module, self.steps = graph, steps
         self.low: dict[str, Tensor] = {}
         self.high: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
+        self.seen: dict[str, Tensor] = {}
         self.step = torch.zeros(0, dtype=torch.long)
 
     def run_node(self, n: Node) -> Any:
@@ -92,6 +106,10 @@ class _Watch(Interpreter):
         if name not in self.low:
             self.low[name] = values.new_full((self.steps, values.shape[1]), torch.inf)
             self.high[name] = values.new_full((self.steps, values.shape[1]), -torch.inf)
+            self.sums[name] = torch.zeros(self.steps, values.shape[1], dtype=torch.float64, device=values.device)
+            self.seen[name] = torch.zeros(self.steps, dtype=torch.float64, device=values.device)
         index = step.unsqueeze(1).expand(-1, values.shape[1])
         self.low[name].scatter_reduce_(0, index, values.amin(2), "amin")
         self.high[name].scatter_reduce_(0, index, values.amax(2), "amax")
+        self.sums[name].index_add_(0, step, values.abs().amax(2).double())
+        self.seen[name].index_add_(0, step, torch.ones(len(step), dtype=torch.float64, device=values.device))
