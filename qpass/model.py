@@ -97,6 +97,9 @@ class ModelAdapter(ABC):
         if reason := self.cannot_sample():
             raise ModelError(reason)
         sampler = self.sampler()
+        if sampling.compiled:
+            # one size of batch at a time: fixed shapes make faster code, and the last batch alone is another
+            denoise = torch.compile(denoise, dynamic=False)
         with (progress or Progress()).task(title, count * sampling.steps) as task:
             for start in range(first, first + count, sampling.batch):
                 indices = range(start, min(start + sampling.batch, first + count))

@@ -99,6 +99,13 @@ class Sampling:
     )
     negative_prompt: str = attrs.field(default="", metadata={"help": "the text that guidance leads away from"})
     batch: int = attrs.field(default=64, validator=v.ge(1), metadata={"help": "images drawn at a time"})
+    compiled: bool = attrs.field(
+        default=False,
+        validator=v.instance_of(bool),
+        metadata={
+            "help": "compile the model that draws: takes a minute or two, and pays from some hundred images on"
+        },
+    )
 
     def __attrs_post_init__(self) -> None:
         known = SPACINGS[self.scheduler]
