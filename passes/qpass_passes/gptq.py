@@ -20,7 +20,7 @@ from qpass.slots import slots
 from qpass_passes.fitting import choose_rows, fit_inputs, fit_weights
 from qpass_passes.quantizers.mse import Mse
 from qpass_passes.reconstruction.chain import chain, cut_into
-from qpass_passes.reconstruction.rows import Pool, runs
+from qpass_passes.reconstruction.rows import runs, scratch_pool
 from qpass_passes.reconstruction.soft import SoftBlock, SoftLayer
 from qpass_passes.reconstruction.streams import FORWARD, Streams
 
@@ -74,9 +74,9 @@ class Gptq(Pass):
             fit_inputs(graph, self.input, self.fit_rows, ctx)
         samples = choose_rows(ctx.get(ctx.calibration, graph), self.rows, ctx.seed)
         cut = chain(graph, cut_into(graph, "layer"), samples, ctx.device)
-        streams = Streams(graph, cut, samples, Pool(ctx.memory_budget // 2, ctx.scratch / "gptq"), ctx.device)
         moved: dict[str, float] = {}
-        with ctx.progress.task("gptq", len(cut.blocks)) as task:
+        with scratch_pool(ctx) as pool, ctx.progress.task("gptq", len(cut.blocks)) as task:
+            streams = Streams(graph, cut, samples, pool, ctx.device)
             for block, gone in zip(cut.blocks, cut.dies, strict=True):
                 soft = SoftBlock(graph, block, weights=True, steps=False).eval().to(ctx.device)
                 soft.set(soft=False, activations=self.activations, drop=0.0)

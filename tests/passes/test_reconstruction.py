@@ -20,6 +20,7 @@ from qpass_passes.simulate import Simulate
 from torch import nn
 
 from qpass.activations import Samples
+from qpass.artifact.folder import Artifact, load_artifact, save
 from qpass.graph import block_module, trace
 from qpass.manager import PassManager
 from qpass.slots import slots, weight_of
@@ -242,6 +243,30 @@ def test_interrupted_and_resumed(context, tmp_path, monkeypatch):
     resumed = run(broken, QDrop(**FEW))
     assert not set(finished) & set(calls)
     assert bytes_of(resumed) == bytes_of(whole)
+
+
+def test_checkpoints_are_found_by_what_determines_them(context, tmp_path):
+    """Under one key for a graph that was kept as a stage and loaded again; under another where a spec differs."""
+    step = QDrop(**FEW)
+    graph = prepared(context, input="int8 token dynamic")
+    save(Artifact(graph=graph), tmp_path / "stage", context.catalog)
+    again = load_artifact(tmp_path / "stage", context.catalog).graph
+    assert again.code != graph.code
+    assert step.key(again, context) == step.key(graph, context)
+    assert step.key(prepared(context, input="int6 token dynamic"), context) != step.key(graph, context)
+
+
+def test_an_interruption_leaves_no_rows_behind(context, tmp_path, monkeypatch):
+    """Stopped from the keyboard, a pass takes its files on disk with it."""
+
+    def stopped(*_):
+        assert list(tmp_path.rglob("*.bin"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "reconstruct", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(attrs.evolve(context, scratch=tmp_path, memory_budget=0), Brecq(**FEW))
+    assert not list(tmp_path.rglob("*.bin"))
 
 
 def test_a_damaged_checkpoint_is_learned_again(context, tmp_path):

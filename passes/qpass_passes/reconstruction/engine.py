@@ -30,7 +30,7 @@ from qpass.progress import Task, peak_memory_mb
 from qpass.slots import write_params
 from qpass_passes.reconstruction.chain import chain, cut_into
 from qpass_passes.reconstruction.objective import Objective, distance
-from qpass_passes.reconstruction.rows import Pool
+from qpass_passes.reconstruction.rows import scratch_pool
 from qpass_passes.reconstruction.soft import SoftBlock
 from qpass_passes.reconstruction.streams import FORWARD, Data, Streams
 from qpass_passes.soft_rounding import annealed, regularizer
@@ -165,7 +165,7 @@ class Reconstruction:
         objective, ctx = self.objective, self.ctx
         self.graph.requires_grad_(False)
         cut = chain(self.graph, self.only or cut_into(self.graph, objective.unit), self.samples, ctx.device)
-        pool = Pool(ctx.memory_budget // 2, ctx.scratch / "reconstruction" / self.key / "rows")
+        pool = scratch_pool(ctx)
         work = [self._targets(block) for block in cut.blocks]
         need = cut.peak_bytes(len(self.samples))
         spilt = max(0, need - pool.budget)
@@ -176,7 +176,7 @@ class Reconstruction:
         )
         streams = Streams(self.graph, cut, self.samples, pool, ctx.device)
         traces: list[Trace] = []
-        with ctx.progress.task("reconstruct", objective.iterations * sum(map(bool, work))) as task:
+        with pool, ctx.progress.task("reconstruct", objective.iterations * sum(map(bool, work))) as task:
             for index, (block, targets) in enumerate(zip(cut.blocks, work, strict=True)):
                 if trace := self._step(index, block, targets, streams, task):
                     traces.append(trace)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 
 import torch
 from torch import Tensor
 
-from qpass.files import storage
+from qpass.files import UNFINISHED, storage
+from qpass.manager import PassContext
 
 LARGEST = 2.0**14  # values above this are not trusted to fp16, whose range ends at 2^16
 
@@ -74,17 +77,34 @@ class FileRows(Rows):
         return values.to(self.dtype)
 
     def close(self) -> None:
-        os.close(self.file)
-        self.path.unlink(missing_ok=True)
+        if self.file >= 0:
+            os.close(self.file)
+            self.file = -1
+            self.path.unlink(missing_ok=True)
 
 
 class Pool:
-    """Makes rows: in memory up to `budget` bytes, in files under `folder` beyond it."""
+    """Makes rows: in memory up to `budget` bytes, in files under `folder` beyond it.
+
+    As a context it takes the folder with it when it ends, however it ends. What a killed process left, the next run
+    in its folder sweeps away: see `scratch_pool`.
+    """
 
     def __init__(self, budget: int, folder: Path) -> None:
         self.budget, self.folder = budget, folder
         self.used = 0
         self._names = itertools.count()
+        self._files: list[FileRows] = []
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files:
+            file.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def rows(self, count: int, like: Tensor, largest: float) -> Rows:
         """Room for `count` tensors such as one row of `like`, whose greatest value is near `largest`."""
@@ -93,7 +113,14 @@ class Pool:
         if self.used + size <= self.budget:
             return MemoryRows(self, shape, like.dtype)
         kept = torch.float16 if like.dtype == torch.float32 and largest < LARGEST else like.dtype
-        return FileRows(self.folder / f"rows-{next(self._names)}.bin", shape, like.dtype, kept)
+        made = FileRows(self.folder / f"rows-{next(self._names)}.bin", shape, like.dtype, kept)
+        self._files.append(made)
+        return made
+
+
+def scratch_pool(ctx: PassContext) -> Pool:
+    """The rows of a pass: half the memory budget, and a folder whose name says that it is nothing to keep."""
+    return Pool(ctx.memory_budget // 2, ctx.scratch / f"{UNFINISHED}rows")
 
 
 def runs(count: int, size: int) -> Iterator[Tensor]:
