@@ -19,7 +19,8 @@ from qpass.run.fingerprint import digest, source_hash
 from qpass.slots import slots
 from qpass_passes.fitting import choose_rows, fit_inputs, fit_weights
 from qpass_passes.quantizers.mse import Mse
-from qpass_passes.reconstruction.engine import Reconstruction, Trace
+from qpass_passes.reconstruction.block import Trace
+from qpass_passes.reconstruction.engine import Reconstruction
 from qpass_passes.reconstruction.objective import Objective
 
 

@@ -112,15 +112,30 @@ class Pool:
         size = count * like[0].nbytes
         if self.used + size <= self.budget:
             return MemoryRows(self, shape, like.dtype)
-        kept = torch.float16 if like.dtype == torch.float32 and largest < LARGEST else like.dtype
-        made = FileRows(self.folder / f"rows-{next(self._names)}.bin", shape, like.dtype, kept)
+        path = self.folder / f"rows-{next(self._names)}.bin"
+        made = FileRows(path, shape, like.dtype, file_dtype(like, largest))
         self._files.append(made)
         return made
 
 
-def scratch_pool(ctx: PassContext) -> Pool:
-    """The rows of a pass: half the memory budget, and a folder whose name says that it is nothing to keep."""
-    return Pool(ctx.memory_budget // 2, ctx.scratch / f"{UNFINISHED}rows")
+def file_dtype(like: Tensor, largest: float) -> torch.dtype:
+    """What a file holds: half the bytes where fp16 has room for the values."""
+    return torch.float16 if like.dtype == torch.float32 and largest < LARGEST else like.dtype
+
+
+def file_bytes(like: Tensor, largest: float) -> int:
+    """What one row of `like` takes in a file."""
+    return torch.empty(like.shape[1:], dtype=file_dtype(like, largest), device="meta").nbytes
+
+
+def scratch_pool(ctx: PassContext, beside: int = 0) -> Pool:
+    """The rows of a pass: at most half the memory budget, and less where `beside` them so many bytes are needed.
+
+    These count twice, as an allocator holds on to about as much again, and a quarter is left to what nobody counts.
+    The folder's name says that it holds nothing to keep.
+    """
+    budget = min(ctx.memory_budget // 2, ctx.memory_budget - ctx.memory_budget // 4 - 2 * beside)
+    return Pool(max(0, budget), ctx.scratch / f"{UNFINISHED}rows")
 
 
 def runs(count: int, size: int) -> Iterator[Tensor]:
