@@ -17,6 +17,7 @@ from qpass.manager import Pass, PassContext, PassResult
 from qpass.quantizer import Quantizer
 from qpass.slots import layer, slots
 from qpass_passes.fitting import choose_rows, fit_inputs, fit_weights
+from qpass_passes.peculiar import peculiar
 from qpass_passes.quantizers.mse import Mse
 from qpass_passes.reconstruction.chain import chain, cut_into
 from qpass_passes.reconstruction.rows import scratch_pool
@@ -60,6 +61,7 @@ class BiasCorrection(Pass):
         fit_weights(graph, self.weight, ctx)
         fit_inputs(graph, self.input, self.fit_rows, ctx)
         samples = choose_rows(ctx.get(ctx.calibration, graph), self.rows, ctx.seed)
+        odd = peculiar(graph, samples, ctx.device)
         cut = chain(graph, cut_into(graph, "layer"), samples, ctx.device)
         rounded = {slot.node for slot in slots(graph)}
         calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
@@ -90,5 +92,5 @@ class BiasCorrection(Pass):
             new = shift if bias is None else bias.float() + shift
             module.bias = nn.Parameter(new.to(weight.dtype), requires_grad=False)
         largest = max(((float(shift.abs().max()), name) for name, shift in moved.items()), default=(0.0, ""))
-        notes = {"layers": len(moved), "largest shift": {largest[1]: float(f"{largest[0]:.4g}")}}
+        notes = {"layers": len(moved), "largest shift": {largest[1]: float(f"{largest[0]:.4g}")}, **odd}
         return PassResult(graph=graph, changed=bool(moved), notes=notes)

@@ -18,6 +18,7 @@ from qpass_passes.reconstruction.streams import FORWARD, Data
 from qpass_passes.soft_rounding import annealed, regularizer
 
 HELD_OUT = 128  # rows, at most, on which a block's loss is measured and which it does not learn from
+LEAST = 0.01  # of its first value: a step size that learns at a rate above itself would pass 0
 EVERY = 50  # iterations between two looks at whether anything is left to learn
 
 
@@ -87,6 +88,8 @@ def reconstruct(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            for quantizer, scale in zip(soft.learned_steps(), scales, strict=True):
+                quantizer.scale.data.clamp_(min=scale * LEAST)
             task.advance()
             if objective.settle and layers and beta is not None and done % EVERY == 0 and _settled(soft):
                 task.advance(objective.iterations - done)
