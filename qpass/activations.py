@@ -100,3 +100,4 @@ def record(
                     kept[node].append(value.cpu())
                 task.advance(len(inputs[0]))
             yield kept
+            kept.clear()  # whoever was given it still holds it, while the next nodes are recorded

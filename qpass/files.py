@@ -38,6 +38,12 @@ def temporary_folder() -> Path:
     return path
 
 
+def free_bytes(path: Path) -> int:
+    """What the disk has room for at a path, which need not exist yet."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
+
+
 @contextmanager
 def storage(path: Path) -> Iterator[None]:
     """Turn what the system says about a path into a sentence with a way out."""

@@ -35,18 +35,18 @@ def peak_rise(call: Callable[[], object], device: torch.device) -> int:
         before = int(peak_memory_mb() * 2**20)
         call()
         return int(peak_memory_mb() * 2**20) - before
-    _return_freed_memory()
+    return_freed_memory()
     return _resident_rise(call)
 
 
 def _resident_rise(call: Callable[[], object]) -> int:
     done = threading.Event()
-    before = peak = _resident()
+    before = peak = resident()
 
     def watch() -> None:
         nonlocal peak
         while not done.wait(EVERY):
-            peak = max(peak, _resident())
+            peak = max(peak, resident())
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -55,14 +55,15 @@ def _resident_rise(call: Callable[[], object]) -> int:
     finally:
         done.set()
         watcher.join()
-    return max(peak, _resident()) - before
+    return max(peak, resident()) - before
 
 
-def _resident() -> int:
+def resident() -> int:
+    """Bytes of this process that are in memory."""
     return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _return_freed_memory() -> None:
+def return_freed_memory() -> None:
     """Give the system what the C allocator keeps for later, or a warm call would seem to need nothing."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, others need not
     if trim is not None:

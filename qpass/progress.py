@@ -138,6 +138,18 @@ class BarProgress(Progress):
         self.bars.stop()
 
 
+def span(seconds: float) -> str:
+    """A length of time, rounded as a person would.
+
+    >>> span(4.2), span(200), span(40_000)
+    ('4 s', '3 min', '11 h')
+    """
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def for_terminal(out: TextIO | None = None) -> Progress:
     """Bars where a person watches, lines where a file does."""
     console = Console(file=out or sys.stderr)

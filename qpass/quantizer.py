@@ -152,11 +152,14 @@ def summarise(
     width = ((high - low) / bins).clamp(min=1e-30)
     counts = torch.zeros(low.numel() * bins, device=low.device)
     sets = torch.arange(low.shape[1], device=low.device)
-    for values, group in batches():
-        rows = group.reshape(-1, 1) * low.shape[1] + sets
-        place = (values.float() - low[group].unsqueeze(2)) / width[group].unsqueeze(2)
-        flat = rows.unsqueeze(2) * bins + place.long().clamp_(0, bins - 1)
-        counts += torch.bincount(flat.reshape(-1), minlength=counts.numel())
+    for whole, groups in batches():
+        # a few rows at a time: places in the histogram take several times what the values do
+        few = max(1, (1 << 21) * len(whole) // whole.numel())
+        for values, group in zip(torch.split(whole, few), torch.split(groups, few), strict=True):
+            rows = group.reshape(-1, 1) * low.shape[1] + sets
+            place = (values.float() - low[group].unsqueeze(2)) / width[group].unsqueeze(2)
+            flat = rows.unsqueeze(2) * bins + place.long().clamp_(0, bins - 1)
+            counts += torch.bincount(flat.reshape(-1), minlength=counts.numel())
     counts = counts.reshape(*low.shape, bins)
     counts[~found.seen] = counts[found.seen].sum(0)
     centres = low.unsqueeze(2) + (torch.arange(bins, device=low.device) + 0.5) * width.unsqueeze(2)

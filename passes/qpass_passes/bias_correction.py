@@ -17,9 +17,10 @@ from qpass.manager import Pass, PassContext, PassResult
 from qpass.quantizer import Quantizer
 from qpass.slots import layer, slots
 from qpass_passes.fitting import choose_rows, fit_inputs, fit_weights
+from qpass_passes.peculiar import peculiar
 from qpass_passes.quantizers.mse import Mse
 from qpass_passes.reconstruction.chain import chain, cut_into
-from qpass_passes.reconstruction.rows import Pool
+from qpass_passes.reconstruction.rows import scratch_pool
 from qpass_passes.reconstruction.soft import SoftBlock
 from qpass_passes.reconstruction.streams import Streams
 
@@ -60,13 +61,13 @@ class BiasCorrection(Pass):
         fit_weights(graph, self.weight, ctx)
         fit_inputs(graph, self.input, self.fit_rows, ctx)
         samples = choose_rows(ctx.get(ctx.calibration, graph), self.rows, ctx.seed)
+        odd = peculiar(graph, samples, ctx.device)
         cut = chain(graph, cut_into(graph, "layer"), samples, ctx.device)
-        pool = Pool(ctx.memory_budget // 2, ctx.scratch / "bias-correction")
-        streams = Streams(graph, cut, samples, pool, ctx.device)
         rounded = {slot.node for slot in slots(graph)}
         calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
         moved: dict[str, Tensor] = {}
-        with ctx.progress.task("correct biases", len(cut.blocks)) as task:
+        with scratch_pool(ctx) as pool, ctx.progress.task("correct biases", len(cut.blocks)) as task:
+            streams = Streams(graph, cut, samples, pool, ctx.device)
             for block, gone in zip(cut.blocks, cut.dies, strict=True):
                 last = block.nodes[-1]
                 soft = SoftBlock(graph, block, weights=False, steps=False).eval().to(ctx.device)
@@ -91,5 +92,5 @@ class BiasCorrection(Pass):
             new = shift if bias is None else bias.float() + shift
             module.bias = nn.Parameter(new.to(weight.dtype), requires_grad=False)
         largest = max(((float(shift.abs().max()), name) for name, shift in moved.items()), default=(0.0, ""))
-        notes = {"layers": len(moved), "largest shift": {largest[1]: float(f"{largest[0]:.4g}")}}
+        notes = {"layers": len(moved), "largest shift": {largest[1]: float(f"{largest[0]:.4g}")}, **odd}
         return PassResult(graph=graph, changed=bool(moved), notes=notes)

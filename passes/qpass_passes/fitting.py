@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import attrs
 import torch
@@ -13,7 +14,7 @@ from qpass.activations import Samples, record
 from qpass.errors import QpassError
 from qpass.kernels import reference
 from qpass.manager import PassContext
-from qpass.quantizer import QParams, Quantizer
+from qpass.quantizer import Batches, QParams, Quantizer
 from qpass.slots import Slot, read_params, slots, weight_of, write_params
 from qpass.timegroups import edges_for
 
@@ -26,7 +27,7 @@ def fit_weights(graph: GraphModule, quantizer: Quantizer, ctx: PassContext) -> i
             weight = weight_of(graph, slot)
             values = reference.arrange(weight, slot.layout, slot.spec.granularity, slot.spec.group_size)
             group = torch.zeros(1, dtype=torch.long, device=weight.device)
-            write_params(graph, slot, fit(quantizer, slot, [(values, group)]))
+            write_params(graph, slot, fit(quantizer, slot, partial(list, [(values, group)])))
             task.advance()
     return len(missing)
 
@@ -47,7 +48,7 @@ def fit_inputs(graph: GraphModule, quantizer: Quantizer, rows: int, ctx: PassCon
     sources = list(dict.fromkeys(source for source, _, _ in same))
     with ctx.progress.task("fit inputs", len(same)) as task:
         for values in record(
-            graph, sources, samples, device=ctx.device, budget=ctx.memory_budget // 2,
+            graph, sources, samples, device=ctx.device, budget=ctx.memory_budget // 4,
             progress=ctx.progress, title="record inputs",
         ):  # fmt: skip
             for (source, _, _), alike in same.items():
@@ -55,8 +56,9 @@ def fit_inputs(graph: GraphModule, quantizer: Quantizer, rows: int, ctx: PassCon
                     continue
                 slot = alike[0]
                 edges = edges_of[slot.spec]
-                pairs = list(grouped(values[source], samples.t, edges, slot))
+                pairs = partial(grouped, values[source], samples.t, edges, slot)
                 params = fit(quantizer, slot, pairs)
+                del pairs
                 if edges is not None:
                     params = attrs.evolve(params, tensors={**params.tensors, "edges": edges})
                 for each in alike:
@@ -67,6 +69,8 @@ def fit_inputs(graph: GraphModule, quantizer: Quantizer, rows: int, ctx: PassCon
 
 def choose_rows(samples: Samples, count: int, seed: int) -> Samples:
     """That many rows at random, in their order; all where there are fewer."""
+    if count >= len(samples):
+        return samples
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
     return samples.take(order[:count].sort().values)
 
@@ -82,15 +86,14 @@ def grouped(batches: list[Tensor], t: Tensor, edges: Tensor | None, slot: Slot) 
         yield reference.arrange(batch, slot.layout, slot.spec.granularity, slot.spec.group_size), group
 
 
-def fit(quantizer: Quantizer, slot: Slot, batches: Iterable[tuple[Tensor, Tensor]]) -> QParams:
+def fit(quantizer: Quantizer, slot: Slot, batches: Batches) -> QParams:
     """The quantizer's parameters for a slot, of the shape that everyone counts on."""
-    kept = list(batches)
     try:
-        params = quantizer.fit(lambda: kept, slot.spec)
+        params = quantizer.fit(batches, slot.spec)
     except ValueError as error:
         raise QpassError(f"{quantizer.name} cannot fit {slot.home!r}: {error}") from error
     rows = tuple(params.tensors["scale"].shape) if "scale" in params.tensors else None
-    expected = (slot.spec.time_groups, kept[0][0].shape[1])
+    expected = (slot.spec.time_groups, next(iter(batches()))[0].shape[1])
     if rows != expected:
         raise QpassError(
             f"quantizer {quantizer.name!r} must return scales of shape {expected} for {slot.home!r}, not {rows}"

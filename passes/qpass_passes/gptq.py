@@ -18,9 +18,10 @@ from qpass.manager import Pass, PassContext, PassResult
 from qpass.quantizer import Quantizer
 from qpass.slots import slots
 from qpass_passes.fitting import choose_rows, fit_inputs, fit_weights
+from qpass_passes.peculiar import peculiar
 from qpass_passes.quantizers.mse import Mse
 from qpass_passes.reconstruction.chain import chain, cut_into
-from qpass_passes.reconstruction.rows import Pool, runs
+from qpass_passes.reconstruction.rows import runs, scratch_pool
 from qpass_passes.reconstruction.soft import SoftBlock, SoftLayer
 from qpass_passes.reconstruction.streams import FORWARD, Streams
 
@@ -73,10 +74,11 @@ class Gptq(Pass):
         if self.activations:
             fit_inputs(graph, self.input, self.fit_rows, ctx)
         samples = choose_rows(ctx.get(ctx.calibration, graph), self.rows, ctx.seed)
+        odd = peculiar(graph, samples, ctx.device)
         cut = chain(graph, cut_into(graph, "layer"), samples, ctx.device)
-        streams = Streams(graph, cut, samples, Pool(ctx.memory_budget // 2, ctx.scratch / "gptq"), ctx.device)
         moved: dict[str, float] = {}
-        with ctx.progress.task("gptq", len(cut.blocks)) as task:
+        with scratch_pool(ctx) as pool, ctx.progress.task("gptq", len(cut.blocks)) as task:
+            streams = Streams(graph, cut, samples, pool, ctx.device)
             for block, gone in zip(cut.blocks, cut.dies, strict=True):
                 soft = SoftBlock(graph, block, weights=True, steps=False).eval().to(ctx.device)
                 soft.set(soft=False, activations=self.activations, drop=0.0)
@@ -91,7 +93,9 @@ class Gptq(Pass):
                 streams.drop(gone)
                 task.advance()
         flipped = round(sum(moved.values()) / max(1, len(moved)), 4)
-        return PassResult(graph=graph, changed=True, notes={"layers": len(moved), "not to nearest": flipped})
+        return PassResult(
+            graph=graph, changed=True, notes={"layers": len(moved), "not to nearest": flipped, **odd}
+        )
 
     def _rounded(self, one: SoftLayer, h: Tensor) -> Tensor:
         wide = one.original.flatten(1).shape
@@ -101,6 +105,8 @@ class Gptq(Pass):
             for part in (one.low, one.high)
         )
         h.diagonal().add_(self.damping * h.diagonal().mean())
+        # where all inputs are always 0 any code is right; with 1, as in the authors' code, it is the nearest
+        h.diagonal()[h.diagonal() == 0] = 1
         order = (
             h.diagonal().argsort(descending=True, stable=True)
             if self.order == "diagonal"

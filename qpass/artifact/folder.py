@@ -130,39 +130,45 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ArtifactError(f"{str(weights)!r} cannot be read ({error}); {_CURE}") from error
 
 
-def _tensors(graph: GraphModule) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors to store, and how to read them: packed codes in place of weights, shared tensors once."""
+def state(graph: GraphModule) -> dict[str, Tensor]:
+    """The tensors that an artifact has to hold: parameters that some node uses, and every buffer."""
     parameters = dict(graph.named_parameters(remove_duplicate=False))
-    read = {str(n.target) for n in graph.graph.nodes if n.op == "get_attr"}
-    used = read | {str(n.target) for n in graph.graph.nodes if n.op == "call_module"}
-    state: dict[str, Tensor] = {
+    used = {str(n.target) for n in graph.graph.nodes if n.op in ("get_attr", "call_module")}
+    found = {
         name: tensor for name, tensor in parameters.items() if name in used or name.rpartition(".")[0] in used
     }
-    state |= dict(graph.named_buffers(remove_duplicate=False))
+    return {**found, **dict(graph.named_buffers(remove_duplicate=False))}
+
+
+def _tensors(graph: GraphModule) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors to store, and how to read them: packed codes in place of weights, shared tensors once."""
+    parameters = {name for name, _ in graph.named_parameters(remove_duplicate=False)}
+    read = {str(n.target) for n in graph.graph.nodes if n.op == "get_attr"}
+    held = state(graph)
     packed: dict[str, list[Any]] = {}
     for slot in slots(graph):
-        codes = state.get(f"{slot.home}.codes")
+        codes = held.get(f"{slot.home}.codes")
         # until a weight is rounded for good it is still the original, which what comes after learns from
         if slot.index < 0 and codes is not None and realised(slot):
-            weight = state[name := slot.home.removesuffix("_q")]
+            weight = held[name := slot.home.removesuffix("_q")]
             if name not in read:
-                del state[name]
+                del held[name]
             packed[slot.home] = [str(weight.dtype).removeprefix("torch."), *codes.shape]
-            state[f"{slot.home}.codes"] = pack(codes, slot.spec.widest)
+            held[f"{slot.home}.codes"] = pack(codes, slot.spec.widest)
     first: dict[tuple[Any, ...], str] = {}
     shared: dict[str, str] = {}
-    for name in sorted(state):
-        tensor = state[name]
+    for name in sorted(held):
+        tensor = held[name]
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if tensor.numel() and first.setdefault(key, name) != name:
             shared[name] = first[key]
-    stored = {dotted(k): t.detach().cpu().contiguous() for k, t in state.items() if k not in shared}
+    stored = {dotted(k): t.detach().cpu().contiguous() for k, t in held.items() if k not in shared}
     # checkpoints are often published in fp16: where nothing is lost, half the bytes will do
     half = sorted(name for name, tensor in stored.items() if tensor.dtype == torch.float16)
     for name, tensor in stored.items():
         if tensor.dtype == torch.float32 and torch.equal(tensor.half().float(), tensor):
             stored[name] = tensor.half()
-    buffers = sorted(name for name in state if name not in parameters)
+    buffers = sorted(name for name in held if name not in parameters)
     return stored, {"packed": packed, "shared": shared, "buffers": buffers, "half": half}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -127,12 +128,18 @@ def facts(sampling: Sampling, seed: int) -> dict[str, Any]:
 
 
 def identity(graph: GraphModule, ctx: PassContext) -> str:
-    """A hash of all that determines the images: the graph with its tensors, how it is sampled, code and versions."""
+    """A hash of all that determines the images: the graph with its tensors, how it is sampled, code and versions.
+
+    It is that of what an artifact would hold: a graph that was kept and loaded again has other node names.
+    """
+    from qpass.artifact.folder import state
+    from qpass.artifact.graph_json import graph_to_json
     from qpass.recipe.structure import to_data
     from qpass.run.fingerprint import digest, own_code, source_hash, versions
 
-    total = hashlib.sha256(graph.code.encode())
-    for name, tensor in sorted([*graph.named_parameters(), *graph.named_buffers()]):
+    drawing = graph_to_json(graph, ctx.catalog.ops)
+    total = hashlib.sha256(json.dumps(drawing, sort_keys=True).encode())
+    for name, tensor in sorted(state(graph).items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     model = {**to_data(ctx.model), "weights": ctx.model.fingerprint(), "code": own_code(ctx.model)}

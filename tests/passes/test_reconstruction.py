@@ -11,17 +11,23 @@ import torch
 from qpass_passes.adaround import AdaRound
 from qpass_passes.assign import Assign
 from qpass_passes.brecq import Brecq
+from qpass_passes.fitting import fit_inputs, fit_weights
 from qpass_passes.learn_steps import LearnSteps
 from qpass_passes.qdrop import QDrop
-from qpass_passes.reconstruction import Objective, Reconstruction, engine
+from qpass_passes.quantizers.mse import Mse
+from qpass_passes.reconstruction import Objective, Reconstruction, engine, reconstruct
 from qpass_passes.reconstruction.chain import chain, cut_into
 from qpass_passes.reconstruction.rows import FileRows, MemoryRows, Pool
+from qpass_passes.reconstruction.soft import SoftBlock
+from qpass_passes.reconstruction.streams import Streams
 from qpass_passes.simulate import Simulate
 from torch import nn
 
 from qpass.activations import Samples
+from qpass.artifact.folder import Artifact, load_artifact, save
 from qpass.graph import block_module, trace
 from qpass.manager import PassManager
+from qpass.progress import Task
 from qpass.slots import slots, weight_of
 
 FEW = {"iterations": 30, "batch": 8, "rows": 32}
@@ -92,7 +98,7 @@ def test_the_chain_runs_on_what_it_keeps(context, unit):
                 del live[node]
         expected = graph(*inputs)
     assert torch.equal(output, expected)
-    assert cut.peak_bytes(100) == 100 * most
+    assert cut.peaks(100, 10**9) == (100 * most, 0)
 
 
 class Sum(nn.Module):
@@ -117,8 +123,6 @@ def test_it_finds_what_brute_force_finds(context):
     keep = ("first", "last")
     graph = Assign(weight="int3 channel", input="float", keep=keep).run(graph, context).graph
     samples = Samples(inputs=(x, t))
-    from qpass_passes.fitting import fit_weights
-    from qpass_passes.quantizers.mse import Mse
 
     fit_weights(graph, Mse(), context)
     objective = Objective(unit="layer", iterations=1500, rate=1e-2, batch=64)
@@ -175,9 +179,6 @@ def test_what_it_leaves_is_what_simulate_carries_out(context, passes, input_, mo
 
 def test_soft_rounding_starts_at_the_weights(context):
     """Before the first iteration a block with soft weights is the full-precision block."""
-    from qpass_passes.fitting import fit_weights
-    from qpass_passes.quantizers.mse import Mse
-    from qpass_passes.reconstruction.soft import SoftBlock
 
     graph = prepared(context)
     fit_weights(graph, Mse(), context)
@@ -244,6 +245,30 @@ def test_interrupted_and_resumed(context, tmp_path, monkeypatch):
     assert bytes_of(resumed) == bytes_of(whole)
 
 
+def test_checkpoints_are_found_by_what_determines_them(context, tmp_path):
+    """Under one key for a graph that was kept as a stage and loaded again; under another where a spec differs."""
+    step = QDrop(**FEW)
+    graph = prepared(context, input="int8 token dynamic")
+    save(Artifact(graph=graph), tmp_path / "stage", context.catalog)
+    again = load_artifact(tmp_path / "stage", context.catalog).graph
+    assert again.code != graph.code
+    assert step.key(again, context) == step.key(graph, context)
+    assert step.key(prepared(context, input="int6 token dynamic"), context) != step.key(graph, context)
+
+
+def test_an_interruption_leaves_no_rows_behind(context, tmp_path, monkeypatch):
+    """Stopped from the keyboard, a pass takes its files on disk with it."""
+
+    def stopped(*_):
+        assert list(tmp_path.rglob("*.bin"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "reconstruct", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(attrs.evolve(context, scratch=tmp_path, memory_budget=0), Brecq(**FEW))
+    assert not list(tmp_path.rglob("*.bin"))
+
+
 def test_a_damaged_checkpoint_is_learned_again(context, tmp_path):
     """It is not trusted; the result is the same."""
     context = attrs.evolve(context, scratch=tmp_path)
@@ -261,8 +286,6 @@ def test_on_disk_it_learns_the_same_but_for_fp16(context, tmp_path):
     for name, budget in (("memory", 4 << 30), ("disk", 0)):
         ctx = attrs.evolve(context, scratch=tmp_path / name, memory_budget=budget)
         graph = prepared(context)
-        from qpass_passes.fitting import fit_weights
-        from qpass_passes.quantizers.mse import Mse
 
         fit_weights(graph, Mse(), context)
         objective = Brecq(**FEW).objective()
@@ -281,3 +304,30 @@ def test_the_same_seed_gives_the_same_bytes(context, tmp_path):
     ]
     assert graphs[0] == graphs[1]
     assert graphs[0] != graphs[2]
+
+
+def test_step_sizes_stay_positive(context):
+    """At a rate a hundred times the step size itself, no iteration leaves one at zero or below."""
+    graph = prepared(context)
+    fit_weights(graph, Mse(), context)
+    fit_inputs(graph, Mse(), 32, context)
+    samples = context.get(context.calibration, graph)
+    cut = chain(graph, cut_into(graph, "block"), samples, context.device)
+    streams = Streams(graph, cut, samples, Pool(10**9, context.scratch), context.device)
+    block = cut.blocks[0]
+    soft = SoftBlock(graph, block, weights=False, steps=True)
+    first = [one.scale.detach().clone() for one in soft.learned_steps()]
+
+    class Looks(Task):
+        least = torch.inf
+
+        def advance(self, amount=1):
+            for one, scale in zip(soft.learned_steps(), first, strict=True):
+                self.least = min(self.least, float((one.scale.detach() / scale).min()))
+
+    streams.advance_full(block, block_module(graph, block))
+    rate = 100 * float(max(scale.max() for scale in first))
+    objective = Objective(weights=False, steps=True, activations=True, step_rate=rate, iterations=20, batch=8)
+    looks = Looks()
+    reconstruct(soft, streams.data(), objective, (0,), 0, looks)
+    assert 0 < looks.least < 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import attrs
 import torch
@@ -41,7 +42,7 @@ class Trial:
         wanted = list(dict.fromkeys(tensor for tie in found for tensor in tie.tensors))
         with ctx.progress.task("try factors", len(found)) as task:
             for values in record(
-                graph, wanted, samples, device=ctx.device, budget=ctx.memory_budget // 2,
+                graph, wanted, samples, device=ctx.device, budget=ctx.memory_budget // 4,
                 progress=ctx.progress, title="record inputs",
             ):  # fmt: skip
                 for place, tie in enumerate(found):
@@ -71,7 +72,7 @@ class Trial:
         exact, factor = module(x), factor.to(x.device)
         scaled = weight.float() * factor.reshape([1, -1] + [1] * (weight.dim() - 2))
         values = reference.arrange(scaled, kernel.layout, kernel.spec.granularity, kernel.spec.group_size)
-        params = fit(self.weight, kernel, [(values, torch.zeros(1, dtype=torch.long))])
+        params = fit(self.weight, kernel, partial(list, [(values, torch.zeros(1, dtype=torch.long))]))
         rounded = fake_quantize(scaled, kernel.spec, params.tensors, kernel.layout)
         moved = reference.rescale(x, given.layout, factor.reciprocal())
         narrow = self._rounded(moved, samples, given, edges)
@@ -81,6 +82,6 @@ class Trial:
     def _rounded(self, x: Tensor, samples: Samples, slot: Slot, edges: Tensor | None) -> Tensor:
         if slot.spec.dynamic:
             return fake_quantize(x, slot.spec, {}, slot.layout)
-        params: QParams = fit(self.input, slot, list(grouped([x], samples.t, edges, slot)))
+        params: QParams = fit(self.input, slot, partial(grouped, [x], samples.t, edges, slot))
         group = None if edges is None else reference.time_group(samples.t, edges)
         return fake_quantize(x, slot.spec, params.tensors, slot.layout, group)

@@ -14,6 +14,7 @@ from qpass.errors import PreconditionError
 from qpass.graph import Block, block_module, blocks, blocks_ending_at
 from qpass.slots import slots, spec_of
 from qpass_passes.reconstruction.objective import Unit
+from qpass_passes.reconstruction.rows import file_bytes
 
 PROBE = (2, 3)  # batch sizes that tell apart tensors with rows from those that are the same for all
 
@@ -41,15 +42,32 @@ class Chain:
     shapes: Mapping[Node, Shape]
     differs: frozenset[Node]  # tensors that rounding changes, so that both models' are kept
 
-    def peak_bytes(self, rows: int) -> int:
-        """The most that the live tensors of both models take at once, over that many rows."""
-        live: set[Node] = set()
-        peak = 0
+    def peaks(self, count: int, budget: int) -> tuple[int, int]:
+        """The most bytes that so many rows of the live tensors take at once, in memory and on disk.
+
+        Both models' are made in the engine's order, and placed as a `Pool` of that budget places them.
+        """
+        places: dict[tuple[Node, bool], tuple[int, int]] = {}
+        memory = disk = 0
+        peak = [0, 0]
         for block, gone in zip(self.blocks, self.dies, strict=True):
-            live |= set(block.outputs)
-            peak = max(peak, sum(self.shapes[n].bytes * (1 + (n in self.differs)) for n in live))
-            live -= set(gone)
-        return peak * rows
+            made = [(node, False) for node in block.outputs]
+            made += [(node, True) for node in block.outputs if node in self.differs]
+            for node, rounded in made:
+                if not (shape := self.shapes[node]).rows:
+                    continue
+                here = count * shape.bytes
+                place = (
+                    (here, 0) if memory + here <= budget else (0, count * file_bytes(shape.like, shape.largest))
+                )
+                places[node, rounded] = place
+                memory, disk = memory + place[0], disk + place[1]
+            peak = [max(peak[0], memory), max(peak[1], disk)]
+            for node in gone:
+                for rounded in (False, True):
+                    freed = places.pop((node, rounded), (0, 0))
+                    memory, disk = memory - freed[0], disk - freed[1]
+        return peak[0], peak[1]
 
 
 def cut_into(graph: GraphModule, unit: Unit) -> tuple[Block, ...]:

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import attrs
 import torch
@@ -22,131 +19,21 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from qpass.activations import Samples
-from qpass.files import checksum, write_file
+from qpass.errors import QpassError
+from qpass.files import checksum, free_bytes, write_file
 from qpass.graph import Block, block_module
 from qpass.graph.tensors import put
 from qpass.manager import PassContext
-from qpass.progress import Task, peak_memory_mb
+from qpass.memory import return_freed_memory
+from qpass.progress import Task, peak_memory_mb, span
 from qpass.slots import write_params
-from qpass_passes.reconstruction.chain import chain, cut_into
-from qpass_passes.reconstruction.objective import Objective, distance
-from qpass_passes.reconstruction.rows import Pool
+from qpass_passes.reconstruction.block import Trace, reconstruct
+from qpass_passes.reconstruction.chain import Chain, chain, cut_into
+from qpass_passes.reconstruction.objective import Objective
+from qpass_passes.reconstruction.probe import Cost, probe
+from qpass_passes.reconstruction.rows import Pool, scratch_pool
 from qpass_passes.reconstruction.soft import SoftBlock
-from qpass_passes.reconstruction.streams import FORWARD, Data, Streams
-from qpass_passes.soft_rounding import annealed, regularizer
-
-HELD_OUT = 128  # rows, at most, on which a block's loss is measured and which it does not learn from
-EVERY = 50  # iterations between two looks at whether anything is left to learn
-
-
-@attrs.frozen(kw_only=True)
-class Trace:
-    """What happened to one block. Losses are of hard rounding, on rows it did not learn from."""
-
-    block: str
-    before: float
-    after: float
-    iterations: int
-    flipped: float  # share of weights not rounded to nearest
-    seconds: float
-    kept: bool  # False where rounding to nearest was better after all
-
-
-def reconstruct(
-    soft: SoftBlock, data: Data, objective: Objective, targets: tuple[int, ...], seed: int, task: Task
-) -> Trace:
-    """Learn one block's rounding and step sizes. `targets` are the outputs that the loss is of, by place."""
-    started = time.monotonic()
-    draws = torch.Generator().manual_seed(seed)
-    # rows come ordered by timestep, and both kinds are to have some of each
-    shuffled = torch.randperm(data.count, generator=draws)
-    apart = max(1, min(HELD_OUT, data.count // 8))
-    held, train = shuffled[:apart], shuffled[apart:]
-    optimizer = _optimizer(soft, objective)
-    module: Any = torch.compile(soft, dynamic=False) if objective.compiled else soft
-    layers = soft.roundings()
-
-    def loss_of(index: Tensor, inputs: list[Tensor], run: Any) -> Tensor:
-        given = run(data.t[index].to(data.device), *inputs)
-        wanted = [data.target(soft.block.outputs[place], index) for place in targets]
-        pairs = zip((given[place] for place in targets), wanted, strict=True)
-        return torch.stack([distance(ours, theirs, objective.norm) for ours, theirs in pairs]).sum()
-
-    @torch.no_grad()
-    def measured() -> float:
-        soft.eval()
-        soft.set(soft=False, activations=objective.activations, drop=0.0)
-        total = 0.0
-        for index in torch.split(held.sort().values, FORWARD):
-            inputs = [data.rounded(node, index) for node in soft.block.inputs]
-            total += float(loss_of(index, inputs, soft)) * len(index)
-        return total / len(held)
-
-    before = measured()
-    nearest = {home: one.codes for home, one in soft.layers.items()}
-    scales = [one.scale.detach().clone() for one in soft.learned_steps()]
-    done = 0
-    with torch.random.fork_rng(devices=[data.device] if data.device.type == "cuda" else []), torch.enable_grad():
-        torch.manual_seed(seed)
-        soft.train()
-        soft.set(soft=True, activations=objective.activations, drop=objective.drop)
-        for done in range(1, objective.iterations + 1):
-            index = train[torch.randint(len(train), (min(objective.batch, len(train)),), generator=draws)]
-            inputs = [_mixed(data, node, index, objective.mix) for node in soft.block.inputs]
-            with torch.autocast(data.device.type, torch.bfloat16, enabled=objective.precision == "bfloat16"):
-                loss = loss_of(index, inputs, module)
-            beta = annealed(done - 1, objective.iterations, warmup=objective.warmup)
-            if beta is not None:
-                for one in layers:
-                    loss = loss + objective.strength * regularizer(one.v, beta)
-            if objective.decay:
-                for group in optimizer.param_groups:
-                    group["lr"] = group["first"] * (1 + math.cos(math.pi * (done - 1) / objective.iterations)) / 2
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            task.advance()
-            if objective.settle and layers and beta is not None and done % EVERY == 0 and _settled(soft):
-                task.advance(objective.iterations - done)
-                break
-    flipped = [one.settle() for one in layers]
-    after = measured()
-    if kept := after <= before:
-        share = sum(flipped) / len(flipped) if flipped else 0.0
-    else:
-        share = 0.0
-        for home, codes in nearest.items():
-            soft.layers[home].give_back(codes)
-        with torch.no_grad():
-            for quantizer, scale in zip(soft.learned_steps(), scales, strict=True):
-                quantizer.scale.copy_(scale)
-    return Trace(
-        block=soft.block.name, before=before, after=min(before, after), iterations=done, flipped=share,
-        seconds=time.monotonic() - started, kept=kept,
-    )  # fmt: skip
-
-
-def _optimizer(soft: SoftBlock, objective: Objective) -> torch.optim.Optimizer:
-    groups = [
-        ([one.v for one in soft.roundings()], objective.rate),
-        ([one.scale for one in soft.learned_steps()], objective.step_rate),
-    ]
-    return torch.optim.Adam([{"params": some, "lr": rate, "first": rate} for some, rate in groups if some])
-
-
-def _mixed(data: Data, node: Node, index: Tensor, mix: float) -> Tensor:
-    """Inputs as the rounded model gives them, with a random share of their values in full precision."""
-    rounded = data.rounded(node, index)
-    if mix == 0 or not rounded.is_floating_point():
-        return rounded
-    full = data.full(node, index)
-    return full if mix == 1 else torch.where(torch.rand_like(rounded) < mix, full, rounded)
-
-
-def _settled(soft: SoftBlock) -> bool:
-    """Whether at most one rounding variable in a thousand is undecided."""
-    every = sum(one.v.numel() for one in soft.roundings())
-    return sum(one.undecided() for one in soft.roundings()) * 1000 <= every
+from qpass_passes.reconstruction.streams import Streams
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -164,19 +51,14 @@ class Reconstruction:
         """Optimize every block that has something to learn; leaves codes and step sizes in the graph."""
         objective, ctx = self.objective, self.ctx
         self.graph.requires_grad_(False)
-        cut = chain(self.graph, self.only or cut_into(self.graph, objective.unit), self.samples, ctx.device)
-        pool = Pool(ctx.memory_budget // 2, ctx.scratch / "reconstruction" / self.key / "rows")
-        work = [self._targets(block) for block in cut.blocks]
-        need = cut.peak_bytes(len(self.samples))
-        spilt = max(0, need - pool.budget)
-        ctx.progress.say(
-            f"  {sum(map(bool, work))} of {len(cut.blocks)} {objective.unit}s learn, at most {objective.iterations} "
-            f"iterations each, from {len(self.samples)} rows; they take {need / 1e6:.0f} MB"
-            + (f", of which about {spilt / 2e6:.0f} MB on disk in fp16" if spilt else "")
-        )
+        parts = self.only or cut_into(self.graph, objective.unit)
+        work = [self.targets(block) for block in parts]
+        cut = chain(self.graph, parts, self.samples, ctx.device)
+        costs = probe(self.graph, cut, work, self.samples, objective, ctx.device)
+        pool = self._tell(cut, work, costs)
         streams = Streams(self.graph, cut, self.samples, pool, ctx.device)
         traces: list[Trace] = []
-        with ctx.progress.task("reconstruct", objective.iterations * sum(map(bool, work))) as task:
+        with pool, ctx.progress.task("reconstruct", objective.iterations * sum(map(bool, work))) as task:
             for index, (block, targets) in enumerate(zip(cut.blocks, work, strict=True)):
                 if trace := self._step(index, block, targets, streams, task):
                     traces.append(trace)
@@ -184,7 +66,34 @@ class Reconstruction:
         ctx.progress.say(f"  peak memory {peak_memory_mb():.0f} MB")
         return traces
 
-    def _targets(self, block: Block) -> tuple[int, ...]:
+    def _tell(self, cut: Chain, work: list[tuple[int, ...]], costs: tuple[Cost, ...]) -> Pool:
+        """Say what it will take, before it starts; refuse what the disk has no room for."""
+        objective, ctx, count = self.objective, self.ctx, len(self.samples)
+        beside = max(cost.memory for cost in costs)
+        pool = scratch_pool(ctx, beside)
+        memory, disk = cut.peaks(count, pool.budget)
+        left = [i for i, targets in enumerate(work) if targets and not self._file(i).exists()]
+        seconds = sum(costs[i].iteration for i in left) * objective.iterations
+        seconds += 2 * count * sum(cost.row for cost in costs)  # the blocks of both models, rolled forward once
+        ctx.progress.say(
+            f"  {sum(map(bool, work))} of {len(cut.blocks)} {objective.unit}s learn, at most {objective.iterations} "
+            f"iterations each, from {count} rows; these take {memory / 1e6:.1f} MB of memory"
+            + (f" and {disk / 1e6:.1f} MB of disk" if disk else "")
+            + f", learning about {beside / 1e6:.0f} MB more; at most about {span(seconds)} left"
+        )
+        if beside > ctx.memory_budget:
+            ctx.progress.say("  that is more than the memory budget; a smaller 'batch' takes less")
+        if disk > (free := free_bytes(pool.folder)):
+            raise QpassError(
+                f"the rows need {disk / 1e6:.0f} MB of disk and {free / 1e6:.0f} MB are free; free some space, lower "
+                "'rows', or raise memory_budget"
+            )
+        return pool
+
+    def _file(self, index: int) -> Path:
+        return self.ctx.scratch / "reconstruction" / self.key / f"{index:04d}.safetensors"
+
+    def targets(self, block: Block) -> tuple[int, ...]:
         """Which outputs the block is to give as in full precision; none where it has nothing to learn."""
         soft = SoftBlock(self.graph, block, weights=self.objective.weights, steps=self.objective.steps)
         if not (soft.roundings() or soft.learned_steps()):
@@ -201,12 +110,13 @@ class Reconstruction:
         self, index: int, block: Block, targets: tuple[int, ...], streams: Streams, task: Task
     ) -> Trace | None:
         objective, ctx = self.objective, self.ctx
+        return_freed_memory()  # or what the last block took stays beside the rows of this one
         plain = block_module(self.graph, block)
         soft = SoftBlock(self.graph, block, weights=objective.weights, steps=objective.steps).to(ctx.device)
         streams.advance_full(block, plain)
         trace = None
         if targets:
-            file = ctx.scratch / "reconstruction" / self.key / f"{index:04d}.safetensors"
+            file = self._file(index)
             if kept := load(file):
                 trace, tensors = kept
                 _restore(soft, tensors)

@@ -18,8 +18,10 @@ from qpass.recipe.structure import to_data
 from qpass.run.fingerprint import digest, source_hash
 from qpass.slots import slots
 from qpass_passes.fitting import choose_rows, fit_inputs, fit_weights
+from qpass_passes.peculiar import peculiar
 from qpass_passes.quantizers.mse import Mse
-from qpass_passes.reconstruction.engine import Reconstruction, Trace
+from qpass_passes.reconstruction.block import Trace
+from qpass_passes.reconstruction.engine import Reconstruction
 from qpass_passes.reconstruction.objective import Objective
 
 
@@ -76,7 +78,8 @@ class LearningPass(Pass):
             fit_inputs(graph, self.input, self.fit_rows, ctx)
         samples = choose_rows(ctx.get(ctx.calibration, graph), self.rows, ctx.seed)
         made = Reconstruction(graph=graph, samples=samples, objective=objective, ctx=ctx, key=self.key(graph, ctx))
-        return PassResult(graph=graph, changed=True, notes={"rows": len(samples), "blocks": told(made.run())})
+        notes = {"rows": len(samples), **peculiar(graph, samples, ctx.device)}
+        return PassResult(graph=graph, changed=True, notes={**notes, "blocks": told(made.run())})
 
 
 def told(traces: Sequence[Trace]) -> dict[str, dict[str, Any]]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 
 import torch
 from torch import Tensor
 
-from qpass.files import storage
+from qpass.files import UNFINISHED, storage
+from qpass.manager import PassContext
 
 LARGEST = 2.0**14  # values above this are not trusted to fp16, whose range ends at 2^16
 
@@ -74,17 +77,34 @@ class FileRows(Rows):
         return values.to(self.dtype)
 
     def close(self) -> None:
-        os.close(self.file)
-        self.path.unlink(missing_ok=True)
+        if self.file >= 0:
+            os.close(self.file)
+            self.file = -1
+            self.path.unlink(missing_ok=True)
 
 
 class Pool:
-    """Makes rows: in memory up to `budget` bytes, in files under `folder` beyond it."""
+    """Makes rows: in memory up to `budget` bytes, in files under `folder` beyond it.
+
+    As a context it takes the folder with it when it ends, however it ends. What a killed process left, the next run
+    in its folder sweeps away: see `scratch_pool`.
+    """
 
     def __init__(self, budget: int, folder: Path) -> None:
         self.budget, self.folder = budget, folder
         self.used = 0
         self._names = itertools.count()
+        self._files: list[FileRows] = []
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files:
+            file.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def rows(self, count: int, like: Tensor, largest: float) -> Rows:
         """Room for `count` tensors such as one row of `like`, whose greatest value is near `largest`."""
@@ -92,8 +112,30 @@ class Pool:
         size = count * like[0].nbytes
         if self.used + size <= self.budget:
             return MemoryRows(self, shape, like.dtype)
-        kept = torch.float16 if like.dtype == torch.float32 and largest < LARGEST else like.dtype
-        return FileRows(self.folder / f"rows-{next(self._names)}.bin", shape, like.dtype, kept)
+        path = self.folder / f"rows-{next(self._names)}.bin"
+        made = FileRows(path, shape, like.dtype, file_dtype(like, largest))
+        self._files.append(made)
+        return made
+
+
+def file_dtype(like: Tensor, largest: float) -> torch.dtype:
+    """What a file holds: half the bytes where fp16 has room for the values."""
+    return torch.float16 if like.dtype == torch.float32 and largest < LARGEST else like.dtype
+
+
+def file_bytes(like: Tensor, largest: float) -> int:
+    """What one row of `like` takes in a file."""
+    return torch.empty(like.shape[1:], dtype=file_dtype(like, largest), device="meta").nbytes
+
+
+def scratch_pool(ctx: PassContext, beside: int = 0) -> Pool:
+    """The rows of a pass: at most half the memory budget, and less where `beside` them so many bytes are needed.
+
+    These count twice, as an allocator holds on to about as much again, and a quarter is left to what nobody counts.
+    The folder's name says that it holds nothing to keep.
+    """
+    budget = min(ctx.memory_budget // 2, ctx.memory_budget - ctx.memory_budget // 4 - 2 * beside)
+    return Pool(max(0, budget), ctx.scratch / f"{UNFINISHED}rows")
 
 
 def runs(count: int, size: int) -> Iterator[Tensor]:

@@ -15,7 +15,7 @@ from qpass_passes.reconstruction.chain import Chain
 from qpass_passes.reconstruction.rows import Pool, Rows, runs
 from qpass_passes.reconstruction.soft import SoftBlock
 
-FORWARD = 64  # rows in each batch that is only computed, not learned from
+FORWARD = 32  # rows in each batch that is only computed, not learned from
 Read = Callable[[Node, Tensor], Tensor]
 
 

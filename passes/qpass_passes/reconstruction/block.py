@@ -1,0 +1,134 @@
+"""Learn one block: its soft rounding and step sizes, by the error of its outputs, then round for good."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from qpass.progress import Task
+from qpass_passes.reconstruction.objective import Objective, distance
+from qpass_passes.reconstruction.soft import SoftBlock
+from qpass_passes.reconstruction.streams import FORWARD, Data
+from qpass_passes.soft_rounding import annealed, regularizer
+
+HELD_OUT = 128  # rows, at most, on which a block's loss is measured and which it does not learn from
+LEAST = 0.01  # of its first value: a step size that learns at a rate above itself would pass 0
+EVERY = 50  # iterations between two looks at whether anything is left to learn
+
+
+@attrs.frozen(kw_only=True)
+class Trace:
+    """What happened to one block. Losses are of hard rounding, on rows it did not learn from."""
+
+    block: str
+    before: float
+    after: float
+    iterations: int
+    flipped: float  # share of weights not rounded to nearest
+    seconds: float
+    kept: bool  # False where rounding to nearest was better after all
+
+
+def reconstruct(
+    soft: SoftBlock, data: Data, objective: Objective, targets: tuple[int, ...], seed: int, task: Task
+) -> Trace:
+    """Learn one block's rounding and step sizes. `targets` are the outputs that the loss is of, by place."""
+    started = time.monotonic()
+    draws = torch.Generator().manual_seed(seed)
+    # rows come ordered by timestep, and both kinds are to have some of each
+    shuffled = torch.randperm(data.count, generator=draws)
+    apart = max(1, min(HELD_OUT, data.count // 8))
+    held, train = shuffled[:apart], shuffled[apart:]
+    optimizer = _optimizer(soft, objective)
+    module: Any = torch.compile(soft, dynamic=False) if objective.compiled else soft
+    layers = soft.roundings()
+
+    def loss_of(index: Tensor, inputs: list[Tensor], run: Any) -> Tensor:
+        given = run(data.t[index].to(data.device), *inputs)
+        wanted = [data.target(soft.block.outputs[place], index) for place in targets]
+        pairs = zip((given[place] for place in targets), wanted, strict=True)
+        return torch.stack([distance(ours, theirs, objective.norm) for ours, theirs in pairs]).sum()
+
+    @torch.no_grad()
+    def measured() -> float:
+        soft.eval()
+        soft.set(soft=False, activations=objective.activations, drop=0.0)
+        total = 0.0
+        for index in torch.split(held.sort().values, FORWARD):
+            inputs = [data.rounded(node, index) for node in soft.block.inputs]
+            total += float(loss_of(index, inputs, soft)) * len(index)
+        return total / len(held)
+
+    before = measured()
+    nearest = {home: one.codes for home, one in soft.layers.items()}
+    scales = [one.scale.detach().clone() for one in soft.learned_steps()]
+    done = 0
+    with torch.random.fork_rng(devices=[data.device] if data.device.type == "cuda" else []), torch.enable_grad():
+        torch.manual_seed(seed)
+        soft.train()
+        soft.set(soft=True, activations=objective.activations, drop=objective.drop)
+        for done in range(1, objective.iterations + 1):
+            index = train[torch.randint(len(train), (min(objective.batch, len(train)),), generator=draws)]
+            inputs = [_mixed(data, node, index, objective.mix) for node in soft.block.inputs]
+            with torch.autocast(data.device.type, torch.bfloat16, enabled=objective.precision == "bfloat16"):
+                loss = loss_of(index, inputs, module)
+            beta = annealed(done - 1, objective.iterations, warmup=objective.warmup)
+            if beta is not None:
+                for one in layers:
+                    loss = loss + objective.strength * regularizer(one.v, beta)
+            if objective.decay:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["first"] * (1 + math.cos(math.pi * (done - 1) / objective.iterations)) / 2
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            for quantizer, scale in zip(soft.learned_steps(), scales, strict=True):
+                quantizer.scale.data.clamp_(min=scale * LEAST)
+            task.advance()
+            if objective.settle and layers and beta is not None and done % EVERY == 0 and _settled(soft):
+                task.advance(objective.iterations - done)
+                break
+    flipped = [one.settle() for one in layers]
+    after = measured()
+    if kept := after <= before:
+        share = sum(flipped) / len(flipped) if flipped else 0.0
+    else:
+        share = 0.0
+        for home, codes in nearest.items():
+            soft.layers[home].give_back(codes)
+        with torch.no_grad():
+            for quantizer, scale in zip(soft.learned_steps(), scales, strict=True):
+                quantizer.scale.copy_(scale)
+    return Trace(
+        block=soft.block.name, before=before, after=min(before, after), iterations=done, flipped=share,
+        seconds=time.monotonic() - started, kept=kept,
+    )  # fmt: skip
+
+
+def _optimizer(soft: SoftBlock, objective: Objective) -> torch.optim.Optimizer:
+    groups = [
+        ([one.v for one in soft.roundings()], objective.rate),
+        ([one.scale for one in soft.learned_steps()], objective.step_rate),
+    ]
+    return torch.optim.Adam([{"params": some, "lr": rate, "first": rate} for some, rate in groups if some])
+
+
+def _mixed(data: Data, node: Node, index: Tensor, mix: float) -> Tensor:
+    """Inputs as the rounded model gives them, with a random share of their values in full precision."""
+    rounded = data.rounded(node, index)
+    if mix == 0 or not rounded.is_floating_point():
+        return rounded
+    full = data.full(node, index)
+    return full if mix == 1 else torch.where(torch.rand_like(rounded) < mix, full, rounded)
+
+
+def _settled(soft: SoftBlock) -> bool:
+    """Whether at most one rounding variable in a thousand is undecided."""
+    every = sum(one.v.numel() for one in soft.roundings())
+    return sum(one.undecided() for one in soft.roundings()) * 1000 <= every
