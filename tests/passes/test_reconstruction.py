@@ -173,7 +173,10 @@ def test_what_it_leaves_is_what_simulate_carries_out(context, passes, input_, mo
         samples = context.get(context.calibration, graph)
         with torch.no_grad():
             out, plain = realised(*samples.inputs), context.reference(*samples.inputs)
-        # rows are kept contiguous, so sums run in another order, and now and then a value takes the next code
+        # rows are kept contiguous, so one convolution sums in another order: 1e-7, which the next quantizer swallows
+        # but where a value takes the next code; most rows of a static quantizer come out equal to the bit
+        if "dynamic" not in input_:
+            assert (out == seen).flatten(1).all(1).float().mean() > 0.5
         assert (out - seen).norm() < 0.2 * (plain - seen).norm()
 
 
