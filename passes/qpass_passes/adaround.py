@@ -7,12 +7,12 @@ from typing import ClassVar
 import attrs
 from attrs import validators as v
 
-from qpass_passes.reconstruction.learning import LearningPass
+from qpass_passes.reconstruction.learning import ChainPass
 from qpass_passes.reconstruction.objective import Objective
 
 
 @attrs.frozen(kw_only=True)
-class AdaRound(LearningPass):
+class AdaRound(ChainPass):
     """Round each weight up or down so that its layer's output changes least (Nagel et al., 2004.10568).
 
     min over V of ||W x - W~(V) x^||² + strength · Σ 1 - |2 h(V) - 1|^beta, equations 21 to 25, layer after layer: x

@@ -7,12 +7,12 @@ from typing import ClassVar
 import attrs
 from attrs import validators as v
 
-from qpass_passes.reconstruction.learning import LearningPass
+from qpass_passes.reconstruction.learning import ChainPass
 from qpass_passes.reconstruction.objective import Objective
 
 
 @attrs.frozen(kw_only=True)
-class LearnSteps(LearningPass):
+class LearnSteps(ChainPass):
     """Move the step size of every input quantizer along LSQ's gradient (1902.08153, equation 3), as BRECQ does.
 
     The loss is the squared error of the block's output, with weights rounded as they are: it comes after `brecq` or

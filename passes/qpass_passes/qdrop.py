@@ -7,12 +7,12 @@ from typing import ClassVar
 import attrs
 from attrs import validators as v
 
-from qpass_passes.reconstruction.learning import LearningPass
+from qpass_passes.reconstruction.learning import ChainPass
 from qpass_passes.reconstruction.objective import Objective
 
 
 @attrs.frozen(kw_only=True)
-class QDrop(LearningPass):
+class QDrop(ChainPass):
     """Reconstruct blocks while a random half of all input values is left unrounded (Wei et al., 2203.05740).
 
     Rounding of each value is dropped with probability `drop`, equation 9; a block's own input is mixed value by

@@ -11,6 +11,7 @@ import torch
 from qpass_passes.adaround import AdaRound
 from qpass_passes.assign import Assign
 from qpass_passes.brecq import Brecq
+from qpass_passes.calibration.uniform_steps import UniformSteps
 from qpass_passes.fitting import fit_inputs, fit_weights
 from qpass_passes.learn_steps import LearnSteps
 from qpass_passes.qdrop import QDrop
@@ -25,10 +26,11 @@ from torch import nn
 
 from qpass.activations import Samples
 from qpass.artifact.folder import Artifact, load_artifact, save
+from qpass.errors import PreconditionError
 from qpass.graph import block_module, trace
 from qpass.manager import PassManager
 from qpass.progress import Task
-from qpass.slots import slots, weight_of
+from qpass.slots import find, slots, weight_of
 
 FEW = {"iterations": 30, "batch": 8, "rows": 32}
 
@@ -334,3 +336,79 @@ def test_step_sizes_stay_positive(context):
     looks = Looks()
     reconstruct(soft, streams.data(), objective, (0,), 0, looks)
     assert 0 < looks.least < 0.1
+
+
+@pytest.mark.parametrize("step", [AdaRound(only=("mid_block.*",), **FEW), QDrop(only=("mid_block.*",), **FEW)])
+def test_only_what_is_named_learns(context, step):
+    """Of a layer or block that no glob matches nothing is left but what was fitted; a learned one is as ever."""
+    graph = run(context, step)
+    (made,) = (step.run(prepared(context), context).notes["blocks"],)
+    assert made
+    assert all(name.startswith("mid_block.") for name in made)
+    learned = {
+        slot.home for slot in slots(graph) if slot.index < 0 and find(graph, f"{slot.home}.codes") is not None
+    }
+    assert learned
+    assert all(home.startswith("mid_block.") for home in learned)
+    assert Simulate().run(graph, context).changed
+
+
+@pytest.mark.parametrize("step", [AdaRound, Brecq, QDrop, LearnSteps])
+def test_a_glob_that_matches_nothing_is_an_error(context, step):
+    """It names the pass, the glob and what is near."""
+    graph = prepared(context)
+    with pytest.raises(PreconditionError, match=rf"{step.name}: the glob 'mid_blck\.\*' in 'only' matches no "):
+        step(only=("mid_blck.*",)).requires(graph, context)
+    step(only=("mid_block.*",)).requires(graph, context)
+
+
+class ResBlock(nn.Module):
+    """What two places of a chain may share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv(torch.relu(x))
+
+
+class Shared(nn.Module):
+    """One block called twice, and another between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1)
+        self.again, self.once = ResBlock(), ResBlock()
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.last(self.again(self.once(self.again(self.first(x)))))
+
+
+@pytest.mark.parametrize("steps", [False, True])
+def test_a_block_that_is_called_twice_learns_its_rounding_once(context, steps):
+    """At its second place only the step sizes of inputs are left to learn."""
+    torch.manual_seed(0)
+    x, t = torch.randn(64, 3, 8, 8), torch.zeros(64)
+    graph = trace(Shared(), (x[:2], t[:2]))
+    graph = Assign(weight="int4 channel", edge_weight="int4 channel").run(graph, context).graph
+    context = attrs.evolve(context, calibration=Rows(x=x, t=t))
+    fit_weights(graph, Mse(), context)
+    fit_inputs(graph, Mse(), 32, context)
+    objective = Objective(iterations=20, batch=8, steps=steps, activations=steps)
+    samples = Samples(inputs=(x, t))
+    traces = Reconstruction(graph=graph, samples=samples, objective=objective, ctx=context, key="twice").run()
+    assert [one.block for one in traces if one.block.startswith("again")] == ["again", "again#2"][: 1 + steps]
+    assert find(graph, "again.conv.weight_q.codes") is not None
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Rows(UniformSteps):
+    """These rows."""
+
+    name = "rows"
+    x: torch.Tensor
+    t: torch.Tensor
+
+    def compute(self, graph, ctx):
+        return Samples(inputs=(self.x, self.t))

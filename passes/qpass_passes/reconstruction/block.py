@@ -51,9 +51,12 @@ def reconstruct(
 
     def loss_of(index: Tensor, inputs: list[Tensor], run: Any) -> Tensor:
         given = run(data.t[index].to(data.device), *inputs)
-        wanted = [data.target(soft.block.outputs[place], index) for place in targets]
-        pairs = zip((given[place] for place in targets), wanted, strict=True)
-        return torch.stack([distance(ours, theirs, objective.norm) for ours, theirs in pairs]).sum()
+        nodes = [soft.block.outputs[place] for place in targets]
+        each = [
+            distance(given[place], data.target(node, index), objective.norm, data.weights.get(node))
+            for place, node in zip(targets, nodes, strict=True)
+        ]
+        return torch.stack(each).sum()
 
     @torch.no_grad()
     def measured() -> float:
@@ -78,15 +81,16 @@ def reconstruct(
             inputs = [_mixed(data, node, index, objective.mix) for node in soft.block.inputs]
             with torch.autocast(data.device.type, torch.bfloat16, enabled=objective.precision == "bfloat16"):
                 loss = loss_of(index, inputs, module)
-            beta = annealed(done - 1, objective.iterations, warmup=objective.warmup)
-            if beta is not None:
-                for one in layers:
-                    loss = loss + objective.strength * regularizer(one.v, beta)
             if objective.decay:
                 for group in optimizer.param_groups:
                     group["lr"] = group["first"] * (1 + math.cos(math.pi * (done - 1) / objective.iterations)) / 2
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
+            beta = annealed(done - 1, objective.iterations, warmup=objective.warmup)
+            if beta is not None:
+                # one layer after the other: together they would take more memory than the block's output does
+                for one in layers:
+                    (objective.strength * regularizer(one.v, beta)).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             for quantizer, scale in zip(soft.learned_steps(), scales, strict=True):
                 quantizer.scale.data.clamp_(min=scale * LEAST)

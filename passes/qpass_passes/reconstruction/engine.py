@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import attrs
@@ -29,6 +30,7 @@ from qpass.progress import Task, peak_memory_mb, span
 from qpass.slots import write_params
 from qpass_passes.reconstruction.block import Trace, reconstruct
 from qpass_passes.reconstruction.chain import Chain, chain, cut_into
+from qpass_passes.reconstruction.fisher import fisher
 from qpass_passes.reconstruction.objective import Objective
 from qpass_passes.reconstruction.probe import Cost, probe
 from qpass_passes.reconstruction.rows import Pool, scratch_pool
@@ -38,7 +40,11 @@ from qpass_passes.reconstruction.streams import Streams
 
 @attrs.frozen(kw_only=True, eq=False)
 class Reconstruction:
-    """A chain of blocks, the whole graph where none are given. `key` stands for all that determines the result."""
+    """A chain of blocks, the whole graph where none are given. `key` stands for all that determines the result.
+
+    Where there are globs in `match`, only blocks whose name matches one learn; the rest are rolled forward, rounded to
+    nearest, and what comes after the last block that learns is not computed at all.
+    """
 
     graph: GraphModule
     samples: Samples
@@ -46,21 +52,27 @@ class Reconstruction:
     ctx: PassContext
     key: str
     only: tuple[Block, ...] = ()
+    match: tuple[str, ...] = ()
 
     def run(self) -> list[Trace]:
         """Optimize every block that has something to learn; leaves codes and step sizes in the graph."""
         objective, ctx = self.objective, self.ctx
         self.graph.requires_grad_(False)
         parts = self.only or cut_into(self.graph, objective.unit)
-        work = [self.targets(block) for block in parts]
+        work = self.work(parts)
+        if not work:
+            return []
+        parts = parts[: len(work)]
         cut = chain(self.graph, parts, self.samples, ctx.device)
+        return_freed_memory()
         costs = probe(self.graph, cut, work, self.samples, objective, ctx.device)
         pool = self._tell(cut, work, costs)
         streams = Streams(self.graph, cut, self.samples, pool, ctx.device)
+        weights = self._weights(parts, work)
         traces: list[Trace] = []
         with pool, ctx.progress.task("reconstruct", objective.iterations * sum(map(bool, work))) as task:
             for index, (block, targets) in enumerate(zip(cut.blocks, work, strict=True)):
-                if trace := self._step(index, block, targets, streams, task):
+                if trace := self._step(index, block, targets, streams, weights, task):
                     traces.append(trace)
                 streams.drop(cut.dies[index])
         ctx.progress.say(f"  peak memory {peak_memory_mb():.0f} MB")
@@ -90,14 +102,37 @@ class Reconstruction:
             )
         return pool
 
+    def _weights(self, parts: tuple[Block, ...], work: list[tuple[int, ...]]) -> Mapping[Node, Tensor]:
+        if self.objective.fisher == "none":
+            return {}
+        outputs = [block.outputs[place] for block, targets in zip(parts, work, strict=True) for place in targets]
+        seed = _seed(self.ctx.seed, self.key, "fisher")
+        found = fisher(
+            self.graph, outputs, self.samples, rows=self.objective.fisher_rows, seed=seed, device=self.ctx.device
+        )
+        return {node: weight.to(self.ctx.device) for node, weight in found.items()}
+
     def _file(self, index: int) -> Path:
         return self.ctx.scratch / "reconstruction" / self.key / f"{index:04d}.safetensors"
 
-    def targets(self, block: Block) -> tuple[int, ...]:
-        """Which outputs the block is to give as in full precision; none where it has nothing to learn."""
-        soft = SoftBlock(self.graph, block, weights=self.objective.weights, steps=self.objective.steps)
-        if not (soft.roundings() or soft.learned_steps()):
-            return ()
+    def work(self, parts: tuple[Block, ...]) -> list[tuple[int, ...]]:
+        """Which outputs each block is to give as in full precision, up to the last that has something to learn."""
+        rounded: set[str] = set()  # a layer that is called by several blocks learns in the first
+        found: list[tuple[int, ...]] = []
+        for block in parts:
+            found.append(())
+            if self.match and not any(fnmatchcase(block.name, glob) for glob in self.match):
+                continue
+            soft = SoftBlock(self.graph, block, weights=self.objective.weights, steps=self.objective.steps)
+            new = {one.slot.home for one in soft.roundings()} - rounded
+            if new or soft.learned_steps():
+                rounded |= new
+                found[-1] = self._targets(block)
+        while found and not found[-1]:
+            found.pop()
+        return found
+
+    def _targets(self, block: Block) -> tuple[int, ...]:
         if self.objective.unit == "layer":
             return tuple(i for i, node in enumerate(block.outputs) if node is block.nodes[-1])
         inside: set[Node] = set()
@@ -107,7 +142,13 @@ class Reconstruction:
         return tuple(i for i, node in enumerate(block.outputs) if node in inside)
 
     def _step(
-        self, index: int, block: Block, targets: tuple[int, ...], streams: Streams, task: Task
+        self,
+        index: int,
+        block: Block,
+        targets: tuple[int, ...],
+        streams: Streams,
+        weights: Mapping[Node, Tensor],
+        task: Task,
     ) -> Trace | None:
         objective, ctx = self.objective, self.ctx
         return_freed_memory()  # or what the last block took stays beside the rows of this one
@@ -123,7 +164,8 @@ class Reconstruction:
                 task.advance(objective.iterations)
             else:
                 seed = _seed(ctx.seed, self.key, block.name)
-                trace = reconstruct(soft, streams.data(), objective, targets, seed, task)
+                data = attrs.evolve(streams.data(), weights=weights)
+                trace = reconstruct(soft, data, objective, targets, seed, task)
                 write_file(file, _saved(soft, trace))
             _leave(self.graph, soft)
         soft.eval()

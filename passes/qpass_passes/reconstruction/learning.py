@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
 
 import attrs
 from attrs import validators as v
 from torch.fx import GraphModule
 
-from qpass.errors import PreconditionError
+from qpass.errors import PreconditionError, did_you_mean
 from qpass.images.drawn import identity
 from qpass.manager import Pass, PassContext, PassResult
 from qpass.quantizer import Quantizer
@@ -21,6 +22,7 @@ from qpass_passes.fitting import choose_rows, fit_inputs, fit_weights
 from qpass_passes.peculiar import peculiar
 from qpass_passes.quantizers.mse import Mse
 from qpass_passes.reconstruction.block import Trace
+from qpass_passes.reconstruction.chain import cut_into
 from qpass_passes.reconstruction.engine import Reconstruction
 from qpass_passes.reconstruction.objective import Objective
 
@@ -68,6 +70,29 @@ class LearningPass(Pass):
         parts = [identity(graph, ctx), to_data(self), to_data(ctx.calibration), source_hash("qpass_passes")]
         return digest(parts)[:16]
 
+
+@attrs.frozen(kw_only=True)
+class ChainPass(LearningPass):
+    """A pass that learns along the whole chain of blocks."""
+
+    only: tuple[str, ...] = attrs.field(
+        default=(),
+        validator=v.deep_iterable(v.instance_of(str), v.instance_of(tuple)),
+        metadata={"help": "globs of the layers or blocks that learn, by name; all, where there are none"},
+    )
+
+    def requires(self, graph: GraphModule, ctx: PassContext) -> None:
+        """Every glob of `only` matches something."""
+        unit = self.objective().unit
+        if unit == "layer" and not any(True for _ in slots(graph)):
+            return  # before `assign` nobody knows which layers are rounded
+        names = [block.name for block in cut_into(graph, unit)]
+        for glob in self.only:
+            if not any(fnmatchcase(name, glob) for name in names):
+                raise PreconditionError(
+                    f"{self.name}: the glob {glob!r} in 'only' matches no {unit}, {did_you_mean(glob, names)}"
+                )
+
     def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
         """Fit, learn, and leave codes and step sizes at their slots."""
         if not any(True for _ in slots(graph)):
@@ -77,7 +102,9 @@ class LearningPass(Pass):
         if objective.activations:
             fit_inputs(graph, self.input, self.fit_rows, ctx)
         samples = choose_rows(ctx.get(ctx.calibration, graph), self.rows, ctx.seed)
-        made = Reconstruction(graph=graph, samples=samples, objective=objective, ctx=ctx, key=self.key(graph, ctx))
+        made = Reconstruction(
+            graph=graph, samples=samples, objective=objective, ctx=ctx, key=self.key(graph, ctx), match=self.only
+        )
         notes = {"rows": len(samples), **peculiar(graph, samples, ctx.device)}
         return PassResult(graph=graph, changed=True, notes={**notes, "blocks": told(made.run())})
 

@@ -9,6 +9,7 @@ from attrs import validators as v
 from torch import Tensor
 
 Unit = Literal["layer", "block"]
+Fisher = Literal["none", "mean"]
 
 
 @attrs.frozen(kw_only=True)
@@ -30,6 +31,8 @@ class Objective:
     strength: float = attrs.field(default=0.01, validator=v.ge(0))  # of the rounding regularizer
     warmup: float = attrs.field(default=0.2, validator=[v.ge(0), v.lt(1)])  # share of iterations without it
     norm: float = attrs.field(default=2.0, validator=v.gt(0))
+    fisher: Fisher = attrs.field(default="none", validator=v.in_(("none", "mean")))  # weights of the error
+    fisher_rows: int = attrs.field(default=128, validator=v.ge(1))
     settle: bool = True  # stop when no rounding variable has anything left to learn
     precision: Literal["float32", "bfloat16"] = attrs.field(
         default="float32", validator=v.in_(("float32", "bfloat16"))
@@ -37,10 +40,11 @@ class Objective:
     compiled: bool = False
 
 
-def distance(ours: Tensor, theirs: Tensor, norm: float) -> Tensor:
-    """|ours - theirs|^norm, summed over channels and averaged over all else, as in BRECQ's code.
+def distance(ours: Tensor, theirs: Tensor, norm: float, weight: Tensor | None = None) -> Tensor:
+    """weight |ours - theirs|^norm, summed over channels and averaged over all else, as in BRECQ's code.
 
     Channels are the second axis of images (B x C x H x W) and the last of tokens (B x N x C).
     """
     axis = 1 if ours.dim() == 4 else -1
-    return (ours.float() - theirs.float()).abs().pow(norm).sum(axis).mean()
+    error = (ours.float() - theirs.float()).abs().pow(norm)
+    return (error if weight is None else error * weight).sum(axis).mean()

@@ -91,22 +91,24 @@ def _data(live: Mapping[Node, Tensor], cut: Chain, t: Tensor, device: torch.devi
 
 def _try(soft: SoftBlock, data: Data, objective: Objective, targets: tuple[int, ...]) -> Cost:
     few = attrs.evolve(objective, iterations=TRIES, settle=False, compiled=False)
-    watch = _Watch()
+    watch = _Watch({one.original.numel() for one in soft.layers.values()})
     with saved_tensors_hooks(watch.keep, lambda tensor: tensor):
         reconstruct(soft, data, few, targets, 0, watch)
     rows = min(objective.batch, data.count)
     learned = sum(one.v.numel() for one in soft.roundings())
-    passing = (watch.saved + TEMPORARY * watch.largest) * max(rows, FORWARD) // rows
+    learning = watch.saved + TEMPORARY * watch.largest + PER_WEIGHT * learned
+    passing = TEMPORARY * watch.widest * FORWARD // rows
     times = [b - a for a, b in zip(watch.times, watch.times[1:], strict=False)]
-    return Cost(iteration=min(times), memory=passing + PER_WEIGHT * learned)
+    return Cost(iteration=min(times), memory=max(learning, passing))
 
 
 class _Watch(Task):
     """Notes when each iteration ended, and what the greediest one kept for its backward pass."""
 
-    def __init__(self) -> None:
-        self.times: list[float] = []
-        self.saved = self.largest = 0
+    def __init__(self, weights: set[int]) -> None:
+        self.weights, self.times = weights, list[float]()
+        # bytes of all, of the largest, and of the largest that is no weight and so has rows
+        self.saved = self.largest = self.widest = 0
         self._kept: dict[int, int] = {}
 
     def keep(self, tensor: Tensor) -> Tensor:
@@ -114,6 +116,8 @@ class _Watch(Task):
         self._kept[storage.data_ptr()] = storage.nbytes()
         self.saved = max(self.saved, sum(self._kept.values()))
         self.largest = max(self.largest, tensor.nbytes)
+        if tensor.numel() not in self.weights:
+            self.widest = max(self.widest, tensor.nbytes)
         return tensor
 
     def advance(self, amount: int = 1) -> None:

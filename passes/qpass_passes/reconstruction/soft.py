@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule, Node
+from torch.utils.checkpoint import checkpoint
 
 from qpass.graph import Block, block_module
 from qpass.kernels import reference
@@ -15,6 +16,8 @@ from qpass.quantizer import QParams, dequantize, quantize
 from qpass.slots import Slot, find, layer, read_params, slots
 from qpass_passes.quantizers.learned_step import lsq
 from qpass_passes.soft_rounding import harden, rectified_sigmoid, soft_quantize, start
+
+LARGE = 1 << 20  # weights above which memory is saved at the cost of some time
 
 
 class SoftLayer(nn.Module):
@@ -48,7 +51,12 @@ class SoftLayer(nn.Module):
     def weight(self) -> Tensor:
         """As rounded at present."""
         if self.soft and self.learns:
-            return soft_quantize(self.original, self.v, self.scale, self.zero, self.low, self.high)
+            given = (self.original, self.v, self.scale, self.zero, self.low, self.high)
+            if self.v.numel() < LARGE:
+                return soft_quantize(*given)
+            # what its backward pass needs is made again there
+            again: Tensor = checkpoint(soft_quantize, *given, use_reentrant=False, preserve_rng_state=False)
+            return again
         return self.fixed
 
     @torch.no_grad()

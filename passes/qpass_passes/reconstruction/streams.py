@@ -29,6 +29,7 @@ class Data:
     target: Read
     count: int
     device: torch.device
+    weights: Mapping[Node, Tensor] = attrs.field(factory=dict)  # of the error of outputs, where not all 1
 
 
 class Streams:
