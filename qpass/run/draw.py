@@ -16,7 +16,7 @@ from qpass.artifact import load
 from qpass.device import select_device
 from qpass.errors import ArtifactError, ModelError, RecipeError, StorageError
 from qpass.files import storage, write_file
-from qpass.images.drawn import facts
+from qpass.images.drawn import facts, gaps
 from qpass.images.folder import ABOUT
 from qpass.model import ModelAdapter
 from qpass.plugins import Catalog
@@ -103,13 +103,14 @@ def into_folder(source: Source, folder: Path, *, seed: int, count: int, progress
     about = json.loads(json.dumps({**source.about, **facts(source.sampling, seed)}))
     _claim(folder, about)
     size = source.sampling.batch  # whole batches, since equal bytes are promised at equal batch size
-    for start in range(0, count, size):
-        files = [folder / f"{i:06d}.png" for i in range(start, min(start + size, count))]
-        if all(file.is_file() for file in files):
-            continue
-        (batch,) = source.batches(seed=seed, first=start, count=len(files), progress=progress)
-        for file, image in zip(files, batch, strict=True):
-            write_file(file, png(image))
+    files = [folder / f"{i:06d}.png" for i in range(count)]
+    parts = [files[start : start + size] for start in range(0, count, size)]
+    for first, last in gaps([all(file.is_file() for file in part) for part in parts]):
+        missing = parts[first:last]
+        batches = source.batches(seed=seed, first=first * size, count=sum(map(len, missing)), progress=progress)
+        for part, batch in zip(missing, batches, strict=True):
+            for file, image in zip(part, batch, strict=True):
+                write_file(file, png(image))
 
 
 def _claim(folder: Path, about: Mapping[str, Any]) -> None:
