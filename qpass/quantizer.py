@@ -20,7 +20,8 @@ Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 class QParams:
     """Fitted parameters, by name.
 
-    affine: `scale`, `zero`, both (G, K). codebook: `scale` (G, K), `thresholds` (L-1,), `table` (L,).
+    affine: `scale`, `zero`, both (G, K). codebook: `scale` (G, K), `thresholds` (L-1,), `table` (L,), or (G, L-1) and
+    (G, L) where time groups have levels of their own.
     With time groups also `edges` (G-1,): group g holds the timesteps below edges[g].
     """
 
@@ -48,7 +49,7 @@ def quantize(
     """Integer codes of x: uint8, or int8 where the spec is symmetric."""
     scale = _spread(tensors["scale"], x, spec, layout, group)
     if spec.kind == "codebook":
-        return reference.encode_codebook(x, scale, tensors["thresholds"]).to(torch.uint8)
+        return reference.encode_codebook(x, scale, _rows(tensors["thresholds"], group)).to(torch.uint8)
     low, high = reference.levels(_bits(spec, x), spec.symmetric)
     zero = _spread(tensors["zero"], x, spec, layout, group)
     codes = reference.encode_affine(x, scale, zero, low, high)
@@ -61,8 +62,7 @@ def dequantize(
     """The fp32 values that codes stand for."""
     scale = _spread(tensors["scale"], codes, spec, layout, group)
     if spec.kind == "codebook":
-        values: Tensor = tensors["table"][codes.long()] * scale
-        return values
+        return reference.decode_codebook(codes.long(), _rows(tensors["table"], group)) * scale
     return (codes.float() - _spread(tensors["zero"], codes, spec, layout, group)) * scale
 
 
@@ -75,6 +75,13 @@ def fake_quantize(
             x, spec.widest, spec.symmetric, layout, spec.granularity, spec.group_size
         )
     return dequantize(quantize(x, spec, tensors, layout, group), spec, tensors, layout, group).to(x.dtype)
+
+
+def _rows(levels: Tensor, group: Tensor | None) -> Tensor:
+    """Levels that all share, or each sample's own."""
+    if levels.dim() == 1:
+        return levels
+    return levels if group is None else levels[group]
 
 
 def _bits(spec: QuantSpec, x: Tensor) -> int | Tensor:
@@ -194,7 +201,11 @@ def codebook(spec: QuantSpec, device: torch.device) -> tuple[Tensor, Tensor]:
     """
     if spec.format in LOGS:
         return log_codebook(spec, 0.5 if spec.format == "log-sqrt2" else 1.0, device)
-    table = torch.tensor(_NF4, dtype=torch.float64) if spec.format == "nf4" else _fp8(spec.format)
+    if spec.format == "levels":
+        low, high = reference.levels(spec.widest, spec.symmetric)
+        table = torch.arange(int(low), int(high) + 1, dtype=torch.float64) / max(int(high), -int(low))
+    else:
+        table = torch.tensor(_NF4, dtype=torch.float64) if spec.format == "nf4" else _fp8(spec.format)
     thresholds = (table[1:] + table[:-1]) / 2
     return table.float().to(device), thresholds.float().to(device)
 

@@ -1,8 +1,9 @@
 """How one tensor is quantized, in words a recipe can hold. Nothing here needs torch.
 
-A quantizer's text: `<int2..int8|fp8-e4m3|fp8-e5m2|nf4|log2[:BITS]|log-sqrt2[:BITS]|log[:BITS]>
+A quantizer's text: `<int2..int8|fp8-e4m3|fp8-e5m2|nf4|log2[:BITS]|log-sqrt2[:BITS]|log[:BITS]|levels[:BITS]>
 <tensor|channel|token|group:N> [sym|asym] [dynamic] [time:G]`. The levels of log2 and log-sqrt2 are powers of 2 and of
-its root; those of log are powers of what the quantizer that fits them chooses, and of 2 where it has no choice.
+its root; those of log are powers of what the quantizer that fits them chooses, and of 2 where it has no choice; those
+of levels are any that a pass chose, for each time group its own, and evenly spaced where none did.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from attrs import validators as v
 
 Granularity = Literal["tensor", "channel", "token", "group"]
 GRAMMAR = (
-    "<int2..int8|fp8-e4m3|fp8-e5m2|nf4|log2[:BITS]|log-sqrt2[:BITS]|log[:BITS]> "
+    "<int2..int8|fp8-e4m3|fp8-e5m2|nf4|log2[:BITS]|log-sqrt2[:BITS]|log[:BITS]|levels[:BITS]> "
     "<tensor|channel|token|group:N> [sym|asym] [dynamic] [time:G]"
 )
 LOGS = ("log2", "log-sqrt2", "log")
@@ -29,7 +30,7 @@ class QuantSpec:
     `bits` is one number, or one per output channel of a weight.
     """
 
-    format: Literal["int", "fp8-e4m3", "fp8-e5m2", "nf4", "log2", "log-sqrt2", "log"] = "int"
+    format: Literal["int", "fp8-e4m3", "fp8-e5m2", "nf4", "log2", "log-sqrt2", "log", "levels"] = "int"
     bits: int | tuple[int, ...] = 8
     granularity: Granularity = attrs.field(
         default="tensor", validator=v.in_(("tensor", "channel", "token", "group"))
@@ -62,7 +63,7 @@ class QuantSpec:
     def __str__(self) -> str:
         if self.format == "int":
             head = f"int{self.widest}"
-        elif self.format in LOGS:
+        elif self.format in (*LOGS, "levels"):
             head = f"{self.format}:{self.widest}"
         else:
             head = self.format
@@ -96,7 +97,7 @@ def parse_spec(text: str, *, symmetric: bool) -> QuantSpec:
     head, grain, *rest = words
     if match := re.fullmatch(r"int([2-8])", head):
         fields: dict[str, object] = {"format": "int", "bits": int(match[1])}
-    elif match := re.fullmatch(r"(log2|log-sqrt2|log)(?::([2-8]))?", head):
+    elif match := re.fullmatch(r"(log2|log-sqrt2|log|levels)(?::([2-8]))?", head):
         fields = {"format": match[1], "bits": int(match[2] or 4)}
     elif head in _CODEBOOK_BITS:
         fields = {"format": head, "bits": _CODEBOOK_BITS[head]}

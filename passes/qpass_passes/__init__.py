@@ -17,6 +17,7 @@ from qpass_passes.calibration.density_diversity import DensityDiversity
 from qpass_passes.calibration.every_step import EveryStep
 from qpass_passes.calibration.normal_steps import NormalSteps
 from qpass_passes.calibration.uniform_steps import UniformSteps
+from qpass_passes.daq import Daq
 from qpass_passes.gptq import Gptq
 from qpass_passes.learn_steps import LearnSteps
 from qpass_passes.qdrop import QDrop
@@ -38,8 +39,8 @@ from qpass_passes.tfmq import Tfmq
 @hookimpl
 def register_passes() -> Sequence[type[Pass]]:
     return (
-        AdaRound, Assign, BiasCorrection, Brecq, Gptq, LearnSteps, QDrop, RepQ, Simulate, Smooth, SplitShortcut, Tcr,
-        Tfmq,
+        AdaRound, Assign, BiasCorrection, Brecq, Daq, Gptq, LearnSteps, QDrop, RepQ, Simulate, Smooth, SplitShortcut,
+        Tcr, Tfmq,
     )  # fmt: skip
 
 

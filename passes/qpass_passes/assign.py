@@ -165,7 +165,7 @@ class Assign(Pass):
         if layer(graph, node) is not None:
             spec = NodeSpec(weight=_parse(weight, True), inputs=(_parse(given, False),))
         elif node.target in MATMULS:
-            texts = (softmax if softmax != "same" and _after_softmax(arg) else inside for arg in node.args[:2])
+            texts = (softmax if softmax != "same" and after_softmax(arg) else inside for arg in node.args[:2])
             spec = NodeSpec(inputs=tuple(_inside_attention(text) for text in texts))
         else:
             return None
@@ -184,7 +184,7 @@ def _inside_attention(text: str) -> QuantSpec | None:
     return spec
 
 
-def _after_softmax(value: Any) -> bool:
+def after_softmax(value: Any) -> bool:
     """Whether it is a softmax's output, up to its dtype and shape."""
     while isinstance(value, Node) and value.target in _PASSING:
         value = value.args[0]

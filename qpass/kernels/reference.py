@@ -157,11 +157,17 @@ def fake_quantize_codebook(
     inverse: Tensor | None = None,
     offset: Tensor | None = None,
 ) -> Tensor:
-    """x rounded to the nearest of `table * scale`; `thresholds` lie between neighbours of the table."""
+    """x rounded to the nearest of `table * scale`; `thresholds` lie between neighbours of the table.
+
+    Both have a row for each time group where groups have levels of their own.
+    """
     if group is not None:
         scale = scale[group]
+        if table.dim() == 2:
+            thresholds, table = thresholds[group], table[group]
     s = spread(scale, x, layout, granularity, group_size)
-    return table[encode_codebook(_moved(x, layout, inverse, offset), s, thresholds)].mul_(s).to(x.dtype)
+    codes = encode_codebook(_moved(x, layout, inverse, offset), s, thresholds)
+    return decode_codebook(codes, table).mul_(s).to(x.dtype)
 
 
 def rescale(x: Tensor, layout: str, inverse: Tensor, offset: Tensor | None = None) -> Tensor:
@@ -180,8 +186,19 @@ def _moved(x: Tensor, layout: str, inverse: Tensor | None, offset: Tensor | None
 
 
 def encode_codebook(x: Tensor, scale: Tensor, thresholds: Tensor) -> Tensor:
-    """Indices into the table; scale broadcasts against x."""
-    return torch.bucketize((x.float() * scale.reciprocal()).contiguous(), thresholds)
+    """Indices into the table; scale broadcasts against x. Thresholds are (L-1,), or (B, L-1), a row for each sample."""
+    values = (x.float() * scale.reciprocal()).contiguous()
+    if thresholds.dim() == 1:
+        return torch.bucketize(values, thresholds)
+    rows = thresholds.expand(len(x), -1).contiguous()
+    return torch.searchsorted(rows, values.reshape(len(x), -1)).reshape(x.shape)
+
+
+def decode_codebook(codes: Tensor, table: Tensor) -> Tensor:
+    """What indices stand for, before any scale; the table is (L,), or (B, L), a row for each sample."""
+    if table.dim() == 1:
+        return table[codes]
+    return table.expand(len(codes), -1).gather(1, codes.reshape(len(codes), -1)).reshape(codes.shape)
 
 
 def affine_from_range(low: Tensor, high: Tensor, bits: int | Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,210 @@
+"""Dynamically adaptive quantizers: evenly spaced or logarithmic levels for softmax outputs, timestep by timestep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import ClassVar, Literal
+
+import attrs
+import torch
+from attrs import validators as v
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from qpass.activations import Samples, record
+from qpass.kernels import reference
+from qpass.manager import Pass, PassContext, PassResult
+from qpass.quantizer import QParams, Quantizer, fake_quantize, summarise
+from qpass.slots import MATMULS, Slot, read_params, slots, spec_of, write_params
+from qpass.spec import QuantSpec
+from qpass.timegroups import edges_for
+from qpass_passes.assign import after_softmax
+from qpass_passes.fitting import choose_rows, fit
+from qpass_passes.power_law import Alternative, Verdict, judge
+from qpass_passes.quantizers.adaptive_log import search
+from qpass_passes.quantizers.log2 import log_params
+from qpass_passes.quantizers.mse import Mse
+
+SCALES = 16  # how many scales are tried with each base, and again around the best
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Choice:
+    """What was found for one softmax output in one time group: errors of softmax(...) V, and the likelihoods."""
+
+    uniform: QParams
+    log: QParams
+    step: float
+    errors: tuple[float, float]
+    verdict: Verdict
+
+    def logarithmic(self, criterion: str) -> bool:
+        """Whether the levels are powers; a tie is for evenly spaced ones."""
+        return self.errors[1] < self.errors[0] if criterion == "error" else self.verdict.ratio > 0
+
+
+@attrs.frozen(kw_only=True)
+class Daq(Pass):
+    """For each softmax output and time group, evenly spaced levels or powers of 2^(1/k): DAQ of TCAQ-DM (2412.16700).
+
+    The paper fits a power law by maximum likelihood and takes log2 where the log-likelihood ratio R against another
+    distribution is positive: `criterion = "likelihood"`. It does not say which other one, nor from which x_min on, and
+    the verdict hangs on both; here they are options, x_min in units of a softmax's mean, 1 / tokens. The default
+    criterion is the `error` of softmax(...) V, for which the ratio stands: the lower one wins, ties go to even
+    spacing. k is the one of `bases` with the least squared error of the values; log2 is k = 1. Both verdicts are in
+    the notes, a letter for each time group: u and l. Time groups are those of `assign`, as in
+    softmax = "int4 tensor time:20".
+    """
+
+    name: ClassVar[str] = "daq"
+    needs: ClassVar[frozenset[str]] = frozenset({"specs"})
+    conflicts: ClassVar[frozenset[str]] = frozenset({"corrected", "realised"})
+
+    criterion: Literal["error", "likelihood"] = attrs.field(
+        default="error", validator=v.in_(("error", "likelihood")), metadata={"help": "what decides"}
+    )
+    alternative: Alternative = attrs.field(
+        default="exponential",
+        validator=v.in_(("exponential", "half-normal", "log-normal")),
+        metadata={"help": "what the power law is compared with"},
+    )
+    x_min: float = attrs.field(
+        default=1.0, validator=v.gt(0), metadata={"help": "where the tail begins, in units of 1 / tokens"}
+    )
+    bases: tuple[int, ...] = attrs.field(
+        default=(1, 2, 3, 4),
+        validator=[v.min_len(1), v.deep_iterable(v.ge(1), v.instance_of(tuple))],
+        metadata={"help": "the k that are tried for levels 2^(-n / k)"},
+    )
+    uniform: Quantizer = attrs.field(factory=Mse, metadata={"help": "how evenly spaced levels are fitted"})
+    rows: int = attrs.field(
+        default=128, validator=v.ge(1), metadata={"help": "calibration rows to look at; all, where fewer"}
+    )
+
+    @torch.no_grad()
+    def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
+        """Layer after layer; where any group takes powers, all its levels are written down."""
+        calibration = ctx.get(ctx.calibration, graph)
+        samples = choose_rows(calibration, self.rows, ctx.seed)
+        found = [slot for slot in slots(graph) if self._wanted(graph, slot)]
+        verdicts: dict[str, dict[str, object]] = {}
+        changed = False
+        with ctx.progress.task("daq", len(found)) as task:
+            for slot in found:
+                edges = edges_for(slot.spec, calibration.t)
+                choices = self._choices(graph, slot, samples, edges, ctx)
+                taken = [choice.logarithmic(self.criterion) for choice in choices]
+                if any(taken):
+                    _write(graph, slot, choices, taken, edges, ctx.device)
+                    changed = True
+                verdicts[str(slot.node.meta["origin"])] = {
+                    "error": _letters(choices, "error"),
+                    "likelihood": _letters(choices, "likelihood"),
+                    "R / (sigma sqrt n)": [float(f"{c.verdict.normalised:.3g}") for c in choices],
+                    "alpha": [float(f"{c.verdict.alpha:.4g}") for c in choices],
+                    "k": [round(1 / c.step) for c in choices],
+                }
+                task.advance()
+        cells = "".join(str(one[self.criterion]) for one in verdicts.values())
+        share = round(cells.count("l") / len(cells), 4) if cells else 0.0
+        return PassResult(
+            graph=graph,
+            changed=changed,
+            notes={"softmax outputs": len(found), "logarithmic": share, "by": verdicts},
+        )
+
+    def _wanted(self, graph: GraphModule, slot: Slot) -> bool:
+        spec = slot.spec
+        plain = spec.format == "int" and spec.granularity == "tensor" and not (spec.dynamic or spec.symmetric)
+        inside = slot.node.target in MATMULS and slot.index == 0 and after_softmax(slot.source)
+        return plain and inside and read_params(graph, slot) is None
+
+    def _choices(
+        self, graph: GraphModule, slot: Slot, samples: Samples, edges: Tensor | None, ctx: PassContext
+    ) -> list[Choice]:
+        value = slot.node.args[1]
+        assert isinstance(value, Node)
+        both = list(dict.fromkeys([slot.source, value]))
+        recorded = record(
+            graph, both, samples, device=ctx.device, budget=2**62, progress=ctx.progress, title="record softmax"
+        )
+        seen = next(recorded)
+        p, val = torch.cat(seen[slot.source]), torch.cat(seen[value])
+        zero = torch.zeros(len(samples), dtype=torch.long)
+        group = zero if edges is None else reference.time_group(samples.t, edges)
+        # several rows of a tensor may belong to one of the samples
+        group = group.repeat_interleave(len(p) // len(samples))
+        choices = []
+        for g in range(slot.spec.time_groups):
+            mine = group == g
+            if not bool(mine.any()):  # none of the rows that were drawn: as all together
+                mine = torch.ones_like(mine)
+            choices.append(self._choice(slot, p[mine], val[mine]))
+        return choices
+
+    def _choice(self, slot: Slot, p: Tensor, value: Tensor) -> Choice:
+        one = attrs.evolve(slot, spec=attrs.evolve(slot.spec, time_groups=1))
+        batches = partial(_single, p)
+        uniform = fit(self.uniform, one, batches)
+        logs = attrs.evolve(one.spec, format="log")
+        summary = summarise(batches, logs, exact_below=1 << 16, most=1 << 20)
+        gap = 0.9 / (SCALES - 1)
+        grids = (torch.linspace(1.2, 0.3, SCALES) - 1, torch.linspace(-gap, gap, SCALES))
+        tried = {k: search(summary, logs, 1 / k, grids) for k in self.bases}
+        best = min(tried, key=lambda k: float(tried[k][1]))
+        log = log_params(tried[best][0], logs, 1 / best)
+        exact = p @ value
+        errors = []
+        for spec, params in ((one.spec, uniform), (logs, log)):
+            rounded = fake_quantize(p, spec, params.tensors, slot.layout)
+            errors.append(float((rounded @ value - exact).double().square().sum()))
+        verdict = judge(p, self.x_min / p.shape[-1], self.alternative)
+        return Choice(uniform=uniform, log=log, step=1 / best, errors=(errors[0], errors[1]), verdict=verdict)
+
+
+def _single(values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    yield (
+        reference.arrange(values, reference.CHANNEL_LAST, "tensor", 0),
+        torch.zeros(len(values), dtype=torch.long),
+    )
+
+
+def _letters(choices: list[Choice], criterion: str) -> str:
+    return "".join("l" if choice.logarithmic(criterion) else "u" for choice in choices)
+
+
+def _write(
+    graph: GraphModule, slot: Slot, choices: list[Choice], taken: list[bool], edges: Tensor | None,
+    device: torch.device,
+) -> None:  # fmt: skip
+    """From now on the slot's spec is `levels`, with those of each group."""
+    spec = attrs.evolve(slot.spec, format="levels")
+    node = spec_of(slot.node)
+    assert node is not None
+    inputs = (spec, *node.inputs[1:])
+    slot.node.meta["qpass"] = attrs.evolve(node, inputs=inputs)
+    size = 2**spec.widest
+    chosen = [choice.log if log else choice.uniform for choice, log in zip(choices, taken, strict=True)]
+    rows = [levels(params, spec, size) for params in chosen]
+    scale, table, thresholds = (torch.stack(part).to(device) for part in zip(*rows, strict=True))
+    tensors = {"scale": scale.reshape(-1, 1), "table": table, "thresholds": thresholds}
+    if edges is not None:
+        tensors["edges"] = edges.to(device)
+    write_params(graph, attrs.evolve(slot, spec=spec), QParams(kind="codebook", tensors=tensors))
+
+
+def levels(params: QParams, spec: QuantSpec, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """One parameter set as a scale, `size` levels within [-1, 1] and the thresholds between them."""
+    scale = params.tensors["scale"].reshape(())
+    if params.kind == "affine":
+        low, high = reference.levels(spec.widest, spec.symmetric)
+        codes = torch.arange(int(low), int(high) + 1).float() - params.tensors["zero"].reshape(())
+        largest = codes.abs().max()
+        table = codes / largest
+        scale, thresholds = scale * largest, (table[1:] + table[:-1]) / 2
+    else:
+        table, thresholds = params.tensors["table"], params.tensors["thresholds"]
+    short = size - len(table)  # a large base has fewer levels than codes: the rest are never chosen
+    table = torch.cat([table, table[-1:].expand(short)])
+    return scale, table, torch.cat([thresholds, thresholds.new_full((short,), torch.inf)])

@@ -1,0 +1,155 @@
+"""Levels for softmax outputs: chosen by error or likelihood, for each time group, and carried out as chosen."""
+
+from __future__ import annotations
+
+import copy
+
+import attrs
+import pytest
+import torch
+from qpass_passes.assign import Assign
+from qpass_passes.daq import Daq, levels
+from qpass_passes.quantizers.absmax import AbsMax
+from qpass_passes.quantizers.log2 import log_params
+from qpass_passes.simulate import Simulate
+
+from qpass.activations import run_recording
+from qpass.artifact.folder import Artifact, load_artifact, save
+from qpass.kernels import reference
+from qpass.manager import PassManager
+from qpass.quantizer import fake_quantize, params_from_range
+from qpass.slots import find, read_params, slots
+from qpass.spec import QuantSpec, parse_spec
+
+
+def chosen(context, softmax, **options):
+    """The graph and notes after assign and daq."""
+    graph = copy.deepcopy(context.reference)
+    steps = [Assign(weight="int8 channel", input="int8 tensor", softmax=softmax), Daq(**options)]
+    run = PassManager(steps).run(graph, context)
+    return run.graph, run.records[-1].notes
+
+
+def products(graph):
+    """The slots of softmax outputs, by the name of their product."""
+    return {
+        str(s.node.meta["origin"]): s
+        for s in slots(graph)
+        if "/pv[" in str(s.node.meta["origin"]) and s.index == 0
+    }
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_never_worse_than_either(context, bits):
+    """In every cell, by brute force: the error of softmax V is at most 1 % above the better of both candidates."""
+    graph, notes = chosen(context, f"int{bits} tensor time:4")
+    samples = context.get(context.calibration, context.reference)
+    assert notes["softmax outputs"] == len(products(graph)) > 0
+    for slot in products(graph).values():
+        seen = run_recording(graph, [slot.source, slot.node.args[1]], samples.inputs)
+        p, value = seen[slot.source], seen[slot.node.args[1]]
+        params = read_params(graph, slot)
+        for g, t in enumerate(sorted(set(samples.t.tolist()))):
+            mine = samples.t == t
+            exact = p[mine] @ value[mine]
+
+            def error(rounded, exact=exact, value=value[mine]):
+                return float((rounded @ value - exact).double().square().sum())
+
+            full = p[mine].amax().reshape(1, 1)
+            plain = QuantSpec(bits=bits)
+            rivals = [
+                (plain, params_from_range(torch.zeros(1, 1), full, plain)),
+                (QuantSpec(format="log2", bits=bits), log_params(full, QuantSpec(format="log2", bits=bits), 1.0)),
+            ]
+            best = min(error(fake_quantize(p[mine], spec, found.tensors, slot.layout)) for spec, found in rivals)
+            if params is None:
+                continue  # all of its groups are evenly spaced, and `simulate` will fit them
+            group = torch.full((int(mine.sum()),), g)
+            ours = error(fake_quantize(p[mine], slot.spec, params.tensors, slot.layout, group))
+            assert ours <= 1.01 * best
+
+
+def test_planted_distributions_are_told_apart(context):
+    """Softmax of scores that are alike is evenly spaced; of scores far apart, powers; in one tensor's two groups."""
+    source = torch.Generator().manual_seed(0)
+    flat = torch.softmax(0.3 * torch.randn(8, 2, 32, 32, generator=source), -1)
+    steep = torch.softmax(4.0 * torch.randn(8, 2, 32, 32, generator=source), -1)
+    value = torch.randn(8, 2, 32, 8, generator=source)
+    slot = attrs.evolve(next(iter(products(chosen(context, "int4 tensor")[0]).values())), spec=QuantSpec(bits=4))
+    for criterion in ("error", "likelihood"):
+        step = Daq(criterion=criterion, x_min=0.5)
+        assert not step._choice(slot, flat, value).logarithmic(criterion)
+        assert step._choice(slot, steep, value).logarithmic(criterion)
+
+
+def test_what_was_chosen_is_carried_out(context, tmp_path):
+    """After `simulate` each product reads levels * scale of its own time group; an artifact keeps them."""
+    graph, notes = chosen(context, "int3 tensor time:2", bases=(1, 2))
+    assert notes["logarithmic"] > 0
+    homes = {
+        slot.home: read_params(graph, slot) for slot in products(graph).values() if slot.spec.format == "levels"
+    }
+    realised = PassManager([Simulate()]).run(graph, context).graph
+    inputs = context.model.example(4)
+    nodes = [node for node in realised.graph.nodes if str(node.meta.get("origin")) in homes]
+    assert len(nodes) == len(homes) > 0
+    seen = run_recording(realised, [*nodes, *(node.args[0] for node in nodes)], inputs)
+    for node in nodes:
+        tensors = homes[str(node.meta["origin"])].tensors
+        given, got = seen[node.args[0]], seen[node]
+        group = reference.time_group(inputs[1], tensors["edges"])
+        for row in range(4):
+            grid = tensors["table"][group[row]] * tensors["scale"][group[row], 0]
+            nearest = (given[row].unsqueeze(-1) - grid).abs().amin(-1)
+            taken = (got[row].unsqueeze(-1) - grid).abs().amin(-1)
+            assert taken.max() < 1e-7  # on the grid
+            linear = bool(torch.allclose(grid.diff(), grid.diff()[:1], rtol=1e-4))
+            assert not linear or torch.allclose((given[row] - got[row]).abs(), nearest, atol=1e-6)
+    save(Artifact(graph=realised), tmp_path / "a", context.catalog)
+    loaded = load_artifact(tmp_path / "a", context.catalog).graph
+    with torch.no_grad():
+        assert torch.equal(loaded(*inputs), realised(*inputs))
+
+
+def test_levels_of_their_own_for_each_sample():
+    """A table with rows is, sample by sample, the table of that row."""
+    source = torch.Generator().manual_seed(1)
+    table = torch.rand(3, 8, generator=source).sort(1).values
+    thresholds, scale = (table[:, 1:] + table[:, :-1]) / 2, torch.tensor([[1.0], [0.5], [2.0]])
+    x, group = torch.rand(6, 4, 5, generator=source), torch.tensor([0, 2, 1, 1, 0, 2])
+    args = ("channel-last", "tensor", 0)
+    together = reference.fake_quantize_codebook(x, scale, thresholds, table, *args, group)
+    for row, g in enumerate(group):
+        alone = reference.fake_quantize_codebook(
+            x[row : row + 1], scale[g : g + 1], thresholds[g], table[g], *args
+        )
+        assert torch.equal(together[row : row + 1], alone)
+    spec = parse_spec("levels:3 tensor time:3", symmetric=False)
+    tensors = {"scale": scale, "thresholds": thresholds, "table": table}
+    assert torch.equal(fake_quantize(x, spec, tensors, "channel-last", group), together)
+
+
+def test_evenly_spaced_levels_are_the_affine_quantizers():
+    """As a table: the same values but for ties."""
+    spec = QuantSpec(bits=4)
+    params = params_from_range(torch.tensor([[0.0]]), torch.tensor([[0.8]]), spec)
+    scale, table, thresholds = levels(params, spec, 16)
+    x = torch.rand(1, 1000, generator=torch.Generator().manual_seed(2))
+    ours = reference.fake_quantize_codebook(x, scale.reshape(1, 1), thresholds, table, "channel-last", "tensor", 0)
+    assert torch.allclose(ours, fake_quantize(x, spec, params.tensors, "channel-last"), atol=1e-6)
+
+
+def test_ties_are_for_even_spacing_and_nothing_is_written(context):
+    """At eight bits with one base of hardly any use, outputs stay as `assign` left them."""
+    graph, notes = chosen(context, "int8 tensor", bases=(1,), uniform=AbsMax())
+    assert notes["logarithmic"] == 0
+    assert all(slot.spec.format == "int" for slot in products(graph).values())
+    assert not any(find(graph, f"{home}.table") is not None for home in products(graph))
+
+
+@pytest.mark.parametrize("softmax", ["log2:4 tensor", "int4 token dynamic", "float"])
+def test_other_specs_are_left_alone(context, softmax):
+    """What the recipe has settled is not changed."""
+    _, notes = chosen(context, softmax)
+    assert notes["softmax outputs"] == 0
