@@ -32,18 +32,20 @@ use = "simulate"
 use = "size"
 """
 
-# A process that has imported everything forks one child after another; each is killed after its n-th optimizer step.
+# A process that has imported everything forks one child after another; each is killed once so many blocks are finished
+# and so many steps of the next have been taken.
 KILLED = """
-import os, signal, sys
+import os, pathlib, signal, sys
 import torch, qpass.cli
 from torch.optim.optimizer import register_optimizer_step_post_hook
 torch.set_num_threads(1)
 for line in sys.stdin:
-    out, limit, count = *line.split(), 0
+    out, done, within = line.split()
+    kept, count = pathlib.Path(out) / "stages" / "reconstruction", 0
     def hook(optimizer, args, kwargs):
         global count
-        count += 1
-        if count == int(limit):
+        count += len(list(kept.glob("*/*.safetensors"))) == int(done)
+        if count == int(within):
             os.kill(os.getpid(), signal.SIGKILL)
     child = os.fork()
     if child == 0:
@@ -93,22 +95,21 @@ def test_killed_in_the_middle_of_a_block(learning: Path, tmp_path: Path) -> None
         assert process.stdin is not None
         assert process.stdout is not None
 
-        def attempt(out: Path, limit: int) -> int:
-            print(out, limit, file=process.stdin, flush=True)
+        def attempt(out: Path, done: int, within: int) -> int:
+            print(out, done, within, file=process.stdin, flush=True)
             return next(int(line.split()[1]) for line in process.stdout if line.startswith("status"))
 
-        assert attempt(whole, 0) == 0
+        assert attempt(whole, -1, 1) == 0
         blocks = len(finished(whole))
         assert blocks > 10
         kept: dict[Path, int] = {}
-        for _ in range(3):
-            done, within = source.randrange(blocks // 4, blocks // 3), source.randrange(1, ITERATIONS)
-            assert attempt(broken, done * ITERATIONS + within) == -signal.SIGKILL
-            assert len(finished(broken)) == len(kept) + done
+        for done in (2, 5, blocks - 3):
+            assert attempt(broken, done, source.randrange(1, ITERATIONS)) == -signal.SIGKILL
+            assert len(finished(broken)) == done
             assert finished(broken).items() >= kept.items()
             kept = finished(broken)
             assert spilt(broken)  # it was killed while a block's rows lay in files
-        assert attempt(broken, 0) == 0
+        assert attempt(broken, -1, 1) == 0
         process.stdin.close()
     assert len(finished(broken)) == blocks
     assert finished(broken).items() >= kept.items()
