@@ -22,6 +22,7 @@ from qpass.timegroups import edges_for
 from qpass_passes.assign import after_softmax
 from qpass_passes.fitting import choose_rows, fit
 from qpass_passes.power_law import Alternative, Verdict, judge
+from qpass_passes.quantizers.absmax import AbsMax
 from qpass_passes.quantizers.adaptive_log import search
 from qpass_passes.quantizers.log2 import log_params
 from qpass_passes.quantizers.mse import Mse
@@ -52,8 +53,8 @@ class Daq(Pass):
     distribution is positive: `criterion = "likelihood"`. It does not say which other one, nor from which x_min on, and
     the verdict hangs on both; here they are options, x_min in units of a softmax's mean, 1 / tokens. The default
     criterion is the `error` of softmax(...) V, for which the ratio stands: the lower one wins, ties go to even
-    spacing. k is the one of `bases` with the least squared error of the values; log2 is k = 1. Both verdicts are in
-    the notes, a letter for each time group: u and l. Time groups are those of `assign`, as in
+    spacing. It also chooses k among `bases` (log2 is k = 1), and between the full range and a searched one. Both
+    verdicts are in the notes, a letter for each time group: u and l. Time groups are those of `assign`, as in
     softmax = "int4 tensor time:20".
     """
 
@@ -77,7 +78,9 @@ class Daq(Pass):
         validator=[v.min_len(1), v.deep_iterable(v.ge(1), v.instance_of(tuple))],
         metadata={"help": "the k that are tried for levels 2^(-n / k)"},
     )
-    uniform: Quantizer = attrs.field(factory=Mse, metadata={"help": "how evenly spaced levels are fitted"})
+    uniform: Quantizer = attrs.field(
+        factory=Mse, metadata={"help": "how evenly spaced levels are fitted, beside the full range"}
+    )
     rows: int = attrs.field(
         default=128, validator=v.ge(1), metadata={"help": "calibration rows to look at; all, where fewer"}
     )
@@ -144,23 +147,27 @@ class Daq(Pass):
         return choices
 
     def _choice(self, slot: Slot, p: Tensor, value: Tensor) -> Choice:
+        """Of each kind the candidate with the least error: full ranges and searched ones, and every base."""
         one = attrs.evolve(slot, spec=attrs.evolve(slot.spec, time_groups=1))
-        batches = partial(_single, p)
-        uniform = fit(self.uniform, one, batches)
         logs = attrs.evolve(one.spec, format="log")
+        exact, batches = p @ value, partial(_single, p)
+
+        def tried(spec: QuantSpec, params: QParams, step: float) -> tuple[float, QParams, float]:
+            rounded = fake_quantize(p, spec, params.tensors, slot.layout)
+            return float((rounded @ value - exact).double().square().sum()), params, step
+
         summary = summarise(batches, logs, exact_below=1 << 16, most=1 << 20)
         gap = 0.9 / (SCALES - 1)
         grids = (torch.linspace(1.2, 0.3, SCALES) - 1, torch.linspace(-gap, gap, SCALES))
-        tried = {k: search(summary, logs, 1 / k, grids) for k in self.bases}
-        best = min(tried, key=lambda k: float(tried[k][1]))
-        log = log_params(tried[best][0], logs, 1 / best)
-        exact = p @ value
-        errors = []
-        for spec, params in ((one.spec, uniform), (logs, log)):
-            rounded = fake_quantize(p, spec, params.tensors, slot.layout)
-            errors.append(float((rounded @ value - exact).double().square().sum()))
+        even = [tried(one.spec, fit(how, one, batches), 0.0) for how in (AbsMax(), self.uniform)]
+        powers = [
+            tried(logs, log_params(scale, logs, 1 / k), 1 / k)
+            for k in self.bases
+            for scale in (summary.high, search(summary, logs, 1 / k, grids)[0])
+        ]
+        (error, uniform, _), (other, log, step) = (min(some, key=lambda one: one[0]) for some in (even, powers))
         verdict = judge(p, self.x_min / p.shape[-1], self.alternative)
-        return Choice(uniform=uniform, log=log, step=1 / best, errors=(errors[0], errors[1]), verdict=verdict)
+        return Choice(uniform=uniform, log=log, step=step, errors=(error, other), verdict=verdict)
 
 
 def _single(values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
