@@ -53,13 +53,15 @@ def judge(values: Tensor, least: float, alternative: Alternative) -> Verdict:
 
 def power_law(x: Tensor, least: float, alpha: float) -> Tensor:
     """ln p(x) = ln((alpha - 1) / x_min) - alpha ln(x / x_min)."""
-    return math.log((alpha - 1) / least) - alpha * (x / least).log()
+    terms: Tensor = math.log((alpha - 1) / least) - alpha * (x / least).log()
+    return terms
 
 
 def exponential(x: Tensor, least: float) -> Tensor:
     """ln p(x) = ln b - b (x - x_min) with b = 1 / (mean x - x_min)."""
     rate = 1 / (x.mean() - least)
-    return rate.log() - rate * (x - least)
+    terms: Tensor = rate.log() - rate * (x - least)
+    return terms
 
 
 def half_normal(x: Tensor, least: float) -> Tensor:
@@ -68,12 +70,14 @@ def half_normal(x: Tensor, least: float) -> Tensor:
 
     def negative(at: Tensor) -> Tensor:
         inverse = torch.exp(-at[0])
-        return 0.5 * square * inverse.square() + at[0] + torch.special.log_ndtr(-least * inverse)
+        value: Tensor = 0.5 * square * inverse.square() + at[0] + torch.special.log_ndtr(-least * inverse)
+        return value
 
     (log_sigma,) = _least(negative, torch.stack([0.5 * square.log()]))
     inverse = torch.exp(-log_sigma)
     tail = torch.special.log_ndtr(-least * inverse)
-    return -0.5 * (x * inverse).square() - log_sigma - _HALF_LOG_TAU - tail
+    terms: Tensor = -0.5 * (x * inverse).square() - log_sigma - _HALF_LOG_TAU - tail
+    return terms
 
 
 def log_normal(x: Tensor, least: float) -> Tensor:
@@ -84,13 +88,15 @@ def log_normal(x: Tensor, least: float) -> Tensor:
     def negative(at: Tensor) -> Tensor:
         mu, inverse = at[0], torch.exp(-at[1])
         spread = 0.5 * (square - 2 * mu * mean + mu.square()) * inverse.square()
-        return spread + at[1] + torch.special.log_ndtr(-(edge - mu) * inverse)
+        value: Tensor = spread + at[1] + torch.special.log_ndtr(-(edge - mu) * inverse)
+        return value
 
     start = torch.stack([mean, 0.5 * (square - mean.square()).clamp(min=1e-12).log()])
     mu, log_sigma = _least(negative, start)
     inverse = torch.exp(-log_sigma)
     tail = torch.special.log_ndtr(-(edge - mu) * inverse)
-    return -logs - 0.5 * ((logs - mu) * inverse).square() - log_sigma - _HALF_LOG_TAU - tail
+    terms: Tensor = -logs - 0.5 * ((logs - mu) * inverse).square() - log_sigma - _HALF_LOG_TAU - tail
+    return terms
 
 
 _ALTERNATIVES: dict[Alternative, Callable[[Tensor, float], Tensor]] = {

@@ -264,10 +264,16 @@ def test_a_comparison_that_is_ended(shop: Shop, done: Done, tmp_path: Path, numb
     try:
         with (
             log.open("w") as said,
-            subprocess.Popen(shop.command(out), stdout=said, stderr=said, env=ENVIRONMENT) as process,
+            subprocess.Popen(
+                shop.command(out), stdout=said, stderr=said, env=ENVIRONMENT, preexec_fn=interruptible
+            ) as process,
         ):
             until(lambda: "waiting" in log.read_text(), "the second cell never came to its pass")
             process.send_signal(number)
+            try:
+                process.wait(120)
+            finally:
+                process.kill()
         assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130)
         # the pass still has its order to wait, so what gives up the lock is the end of its process
         until(lambda: free(out / "obeys-diffusers-one" / "stages" / ".lock"), "the cell's process lives on")
@@ -291,6 +297,11 @@ def test_one_comparison_at_a_time(shop: Shop, tmp_path: Path) -> None:
         refused = shop.compare(tmp_path)
     assert refused.returncode == 2
     assert refused.stderr.startswith(f"error: another comparison is at work in '{tmp_path}'; wait for it, or")
+
+
+def interruptible() -> None:
+    """A shell's background job ignores Ctrl-C, and so would everything that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def until(true: Any, otherwise: str, seconds: float = 120) -> None:
