@@ -110,7 +110,7 @@ def recipe_entry(path: Path, catalog: Catalog, name: str | None = None) -> dict[
     recipe, file = read(name or str(path), catalog=catalog), recipes.read(path)
     return {
         "kind": "recipe",
-        "name": recipe.name,
+        "name": name or file.name,
         "path": str(path),
         "description": file.description,
         "presets": sorted(file.data.get("presets", {})),

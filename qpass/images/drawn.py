@@ -21,6 +21,7 @@ from attrs import validators as v
 from torch.fx import GraphModule
 
 from qpass.analysis import Analysis
+from qpass.errors import ArtifactError
 from qpass.files import write_file
 from qpass.images.contract import Images, Pictures
 from qpass.manager import PassContext
@@ -137,8 +138,11 @@ def identity(graph: GraphModule, ctx: PassContext) -> str:
     from qpass.recipe.structure import to_data
     from qpass.run.fingerprint import digest, own_code, source_hash, versions
 
-    drawing = graph_to_json(graph, ctx.catalog.ops)
-    total = hashlib.sha256(json.dumps(drawing, sort_keys=True).encode())
+    try:
+        drawing = json.dumps(graph_to_json(graph, ctx.catalog.ops), sort_keys=True)
+    except ArtifactError:  # no artifact can hold it, so none will bring it back under other names
+        drawing = graph.code
+    total = hashlib.sha256(drawing.encode())
     for name, tensor in sorted(state(graph).items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

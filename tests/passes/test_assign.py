@@ -147,7 +147,7 @@ def test_softmax_outputs_may_have_a_spec_of_their_own(context):
 
 def test_softmax_is_found_behind_casts_and_reshapes():
     """Attention written out, with its weights cast and reshaped before the product, and the operands swapped."""
-    from qpass_passes.assign import _after_softmax
+    from qpass_passes.assign import after_softmax
 
     from qpass.graph import trace
 
@@ -160,7 +160,7 @@ def test_softmax_is_found_behind_casts_and_reshapes():
 
     graph = trace(Written(), (torch.randn(2, 5, 6), torch.ones(2)))
     found = [
-        [_after_softmax(arg) for arg in node.args]
+        [after_softmax(arg) for arg in node.args]
         for node in graph.graph.nodes
         if node.target in (torch.ops.aten.matmul.default, torch.ops.aten.bmm.default)
     ]
