@@ -20,6 +20,7 @@ from qpass_passes.calibration.uniform_steps import UniformSteps
 from qpass_passes.daq import Daq
 from qpass_passes.gptq import Gptq
 from qpass_passes.learn_steps import LearnSteps
+from qpass_passes.par import Par
 from qpass_passes.qdrop import QDrop
 from qpass_passes.quantizers.absmax import AbsMax
 from qpass_passes.quantizers.adaptive_log import AdaptiveLog
@@ -39,8 +40,8 @@ from qpass_passes.tfmq import Tfmq
 @hookimpl
 def register_passes() -> Sequence[type[Pass]]:
     return (
-        AdaRound, Assign, BiasCorrection, Brecq, Daq, Gptq, LearnSteps, QDrop, RepQ, Simulate, Smooth, SplitShortcut,
-        Tcr, Tfmq,
+        AdaRound, Assign, BiasCorrection, Brecq, Daq, Gptq, LearnSteps, Par, QDrop, RepQ, Simulate, Smooth,
+        SplitShortcut, Tcr, Tfmq,
     )  # fmt: skip
 
 

@@ -31,8 +31,20 @@ def start(weight: Tensor, scale: Tensor) -> Tensor:
     tensor([0.5000, 0.7500])
     """
     ratio = _ratio(weight, scale)
-    share = (ratio - ratio.floor() - GAMMA) / (ZETA - GAMMA)
-    return share.logit()
+    return _inverse(ratio - ratio.floor())
+
+
+def again(weight: Tensor, scale: Tensor, zero: Tensor, codes: Tensor, near: float) -> Tensor:
+    """The V of codes that were learned, at h(V) = `near` where they are down and 1 - `near` where up.
+
+    There the gradient reaches it again: at 0 and 1 it does not.
+
+    >>> given = torch.tensor([0.5, 0.5]), torch.tensor(1.0), torch.tensor(0.0)
+    >>> rectified_sigmoid(again(*given, torch.tensor([0, 1]), 0.15))
+    tensor([0.1500, 0.8500])
+    """
+    up = codes - zero > _ratio(weight, scale).floor()
+    return _inverse(torch.where(up, 1 - near, near))
 
 
 def soft_quantize(
@@ -74,6 +86,11 @@ def annealed(
     if step < begin:
         return None
     return last + (first - last) * max(0.0, 1 - (step - begin) / (steps - begin))
+
+
+def _inverse(h: Tensor) -> Tensor:
+    """The V of an h between 0 and 1."""
+    return ((h - GAMMA) / (ZETA - GAMMA)).logit()
 
 
 def _ratio(weight: Tensor, scale: Tensor) -> Tensor:

@@ -32,10 +32,14 @@ class FromSampling(Analysis[Samples]):
 
     def compute(self, graph: GraphModule, ctx: PassContext) -> Samples:
         """Sample, and keep what the denoiser was given."""
+        return rows(self.chosen(graph, ctx), graph, ctx, "calibration set")
+
+    def chosen(self, graph: GraphModule, ctx: PassContext) -> Tensor:
+        """Which rows of this recipe's sampling are kept, steps x images."""
         if reason := ctx.model.cannot_sample():
             raise ModelError(f"calibration {self.name!r} samples from the model, but {reason}")
         scheduler = make_scheduler(ctx.sampling, ctx.model.sampler().scheduler_config)
-        return rows(self.choose(scheduler.timesteps, graph, ctx), graph, ctx, "calibration set")
+        return self.choose(scheduler.timesteps, graph, ctx)
 
     def dump(self, value: Samples) -> Tensors:
         """The rows, numbered by input."""
@@ -50,7 +54,7 @@ class FromSampling(Analysis[Samples]):
 
 @torch.no_grad()
 def rows(chosen: Tensor, graph: GraphModule, ctx: PassContext, title: str) -> Samples:
-    """The denoiser's inputs where `chosen`, steps x images, is true.
+    """The denoiser's inputs where `chosen`, steps x images, is true, along the images that the graph samples.
 
     Image i is drawn from noise of its own, whatever else is asked for.
     """
@@ -61,6 +65,7 @@ def rows(chosen: Tensor, graph: GraphModule, ctx: PassContext, title: str) -> Sa
     last = (chosen * torch.arange(1, steps + 1).unsqueeze(1)).amax(0)
     with ctx.progress.task(title, int(last.sum())) as task:
         order = last.argsort(stable=True)
+        order = order[last[order] > 0]
         for start in range(0, len(order), sampling.batch):
             batch = order[start : start + sampling.batch]
             wanted = chosen[:, batch]

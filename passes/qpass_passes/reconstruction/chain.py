@@ -77,10 +77,20 @@ def cut_into(graph: GraphModule, unit: Unit) -> tuple[Block, ...]:
     return blocks_ending_at(graph, {slot.node for slot in slots(graph) if slot.index < 0})
 
 
-def chain(graph: GraphModule, cut: tuple[Block, ...], samples: Samples, device: torch.device) -> Chain:
-    """The blocks, once a few of the rows have shown every tensor that crosses a cut."""
+def chain(
+    graph: GraphModule, cut: tuple[Block, ...], samples: Samples, device: torch.device, aims: Samples | None = None
+) -> Chain:
+    """The blocks, once a few of the rows have shown every tensor that crosses a cut.
+
+    Where full precision has other rows, its `aims`, all that follows from what is not the same in both differs too.
+    """
+    given = zip(graph.graph.find_nodes(op="placeholder"), samples.inputs, (aims or samples).inputs, strict=True)
+    apart = [node for node, ours, theirs in given if ours is not theirs and not torch.equal(ours, theirs)]
     return Chain(
-        blocks=cut, dies=_deaths(graph, cut), shapes=_shapes(graph, cut, samples, device), differs=_differing(cut)
+        blocks=cut,
+        dies=_deaths(graph, cut),
+        shapes=_shapes(graph, cut, samples, device),
+        differs=_differing(cut, apart),
     )
 
 
@@ -93,8 +103,8 @@ def _deaths(graph: GraphModule, cut: Sequence[Block]) -> tuple[tuple[Node, ...],
     return tuple(tuple(n for n, at in last.items() if at == index and n not in given) for index in range(len(cut)))
 
 
-def _differing(cut: Sequence[Block]) -> frozenset[Node]:
-    found: set[Node] = set()
+def _differing(cut: Sequence[Block], apart: Sequence[Node]) -> frozenset[Node]:
+    found: set[Node] = set(apart)
     for block in cut:
         inside = {node for node in block.inputs if node in found}
         for node in block.nodes:

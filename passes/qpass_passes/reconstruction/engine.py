@@ -34,13 +34,15 @@ from qpass_passes.reconstruction.fisher import fisher
 from qpass_passes.reconstruction.objective import Objective
 from qpass_passes.reconstruction.probe import Cost, probe
 from qpass_passes.reconstruction.rows import Pool, scratch_pool
-from qpass_passes.reconstruction.soft import SoftBlock
+from qpass_passes.reconstruction.soft import SoftBlock, softened
 from qpass_passes.reconstruction.streams import Streams
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Reconstruction:
     """A chain of blocks, the whole graph where none are given. `key` stands for all that determines the result.
+
+    `aims` are the rows on which full precision shows what to give, where these are not `samples` too.
 
     Where there are globs in `match`, only blocks whose name matches one learn; the rest are rolled forward, rounded to
     nearest, and what comes after the last block that learns is not computed at all.
@@ -53,6 +55,7 @@ class Reconstruction:
     key: str
     only: tuple[Block, ...] = ()
     match: tuple[str, ...] = ()
+    aims: Samples | None = None
 
     def run(self) -> list[Trace]:
         """Optimize every block that has something to learn; leaves codes and step sizes in the graph."""
@@ -63,11 +66,11 @@ class Reconstruction:
         if not work:
             return []
         parts = parts[: len(work)]
-        cut = chain(self.graph, parts, self.samples, ctx.device)
+        cut = chain(self.graph, parts, self.samples, ctx.device, self.aims)
         return_freed_memory()
         costs = probe(self.graph, cut, work, self.samples, objective, ctx.device)
         pool = self._tell(cut, work, costs)
-        streams = Streams(self.graph, cut, self.samples, pool, ctx.device)
+        streams = Streams(self.graph, cut, self.samples, pool, ctx.device, self.aims)
         weights = self._weights(parts, work)
         traces: list[Trace] = []
         with pool, ctx.progress.task("reconstruct", objective.iterations * sum(map(bool, work))) as task:
@@ -123,7 +126,7 @@ class Reconstruction:
             found.append(())
             if self.match and not any(fnmatchcase(block.name, glob) for glob in self.match):
                 continue
-            soft = SoftBlock(self.graph, block, weights=self.objective.weights, steps=self.objective.steps)
+            soft = softened(self.graph, block, self.objective)
             new = {one.slot.home for one in soft.roundings()} - rounded
             if new or soft.learned_steps():
                 rounded |= new
@@ -153,7 +156,7 @@ class Reconstruction:
         objective, ctx = self.objective, self.ctx
         return_freed_memory()  # or what the last block took stays beside the rows of this one
         plain = block_module(self.graph, block)
-        soft = SoftBlock(self.graph, block, weights=objective.weights, steps=objective.steps).to(ctx.device)
+        soft = softened(self.graph, block, objective).to(ctx.device)
         streams.advance_full(block, plain)
         trace = None
         if targets:

@@ -30,6 +30,8 @@ class Objective:
     decay: bool = False  # of both rates, to 0 along a cosine
     strength: float = attrs.field(default=0.01, validator=v.ge(0))  # of the rounding regularizer
     warmup: float = attrs.field(default=0.2, validator=[v.ge(0), v.lt(1)])  # share of iterations without it
+    # codes that are there already learn again, each rounding variable from this far within the side it is on; 0: not
+    restart: float = attrs.field(default=0.0, validator=[v.ge(0), v.lt(0.5)])
     norm: float = attrs.field(default=2.0, validator=v.gt(0))
     fisher: Fisher = attrs.field(default="none", validator=v.in_(("none", "mean")))  # weights of the error
     fisher_rows: int = attrs.field(default=128, validator=v.ge(1))

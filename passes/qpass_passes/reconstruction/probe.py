@@ -17,7 +17,7 @@ from qpass.progress import Task
 from qpass_passes.reconstruction.block import reconstruct
 from qpass_passes.reconstruction.chain import Chain
 from qpass_passes.reconstruction.objective import Objective
-from qpass_passes.reconstruction.soft import SoftBlock
+from qpass_passes.reconstruction.soft import SoftBlock, softened
 from qpass_passes.reconstruction.streams import FORWARD, Data
 
 TRIES = 3  # iterations: the first is slower than all that follow
@@ -64,7 +64,7 @@ def probe(
         largest = max((value.nbytes for value in (*inputs, *made)), default=0)
         cost = Cost(row=row, memory=TEMPORARY * largest * FORWARD // count)
         if targets:
-            soft = SoftBlock(graph, block, weights=objective.weights, steps=objective.steps).to(device)
+            soft = softened(graph, block, objective).to(device)
             kind = _kind(block, soft, inputs)
             if kind not in tried:
                 data = _data(live, cut, samples.t[:count], device)

@@ -15,7 +15,8 @@ from qpass.kernels import reference
 from qpass.quantizer import QParams, dequantize, quantize
 from qpass.slots import Slot, find, layer, read_params, slots
 from qpass_passes.quantizers.learned_step import lsq
-from qpass_passes.soft_rounding import harden, rectified_sigmoid, soft_quantize, start
+from qpass_passes.reconstruction.objective import Objective
+from qpass_passes.soft_rounding import again, harden, rectified_sigmoid, soft_quantize, start
 
 LARGE = 1 << 20  # weights above which memory is saved at the cost of some time
 
@@ -23,7 +24,9 @@ LARGE = 1 << 20  # weights above which memory is saved at the cost of some time
 class SoftLayer(nn.Module):
     """A linear layer or convolution whose weight is rounded softly, to codes, or not at all."""
 
-    def __init__(self, slot: Slot, inner: nn.Module, params: QParams, codes: Tensor | None, learns: bool) -> None:
+    def __init__(
+        self, slot: Slot, inner: nn.Module, params: QParams, codes: Tensor | None, learns: bool, restart: float
+    ) -> None:
         super().__init__()
         self.slot, self.inner = slot, inner
         weight = inner.weight
@@ -31,7 +34,7 @@ class SoftLayer(nn.Module):
         self.original = weight.detach().float()
         self.params = params
         # only evenly spaced levels have an up and a down; codes that are there were learned before
-        self.learns = learns and params.kind == "affine" and codes is None
+        self.learns = learns and params.kind == "affine" and (codes is None or restart > 0)
         self.codes = quantize(weight, slot.spec, params.tensors, slot.layout) if codes is None else codes
         self.soft = False
         if params.kind == "affine":
@@ -41,7 +44,8 @@ class SoftLayer(nn.Module):
             shaped = bits if isinstance(bits, int) else torch.tensor(bits).reshape([-1] + [1] * (weight.dim() - 1))
             self.low, self.high = reference.levels(shaped, slot.spec.symmetric)
         if self.learns:
-            self.v = nn.Parameter(start(self.original, self.scale))
+            given = (self.original, self.scale)
+            self.v = nn.Parameter(start(*given) if codes is None else again(*given, self.zero, codes, restart))
         self.fixed = self._decoded()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,9 +138,14 @@ class SoftInput(nn.Module):
 
 
 class SoftBlock(nn.Module):
-    """A block called with the rows' timesteps and the tensors of `block.inputs`; gives those of `block.outputs`."""
+    """A block called with the rows' timesteps and the tensors of `block.inputs`; gives those of `block.outputs`.
 
-    def __init__(self, graph: GraphModule, block: Block, *, weights: bool, steps: bool) -> None:
+    Codes that are there stay, unless they are to learn again from a `restart`.
+    """
+
+    def __init__(
+        self, graph: GraphModule, block: Block, *, weights: bool, steps: bool, restart: float = 0.0
+    ) -> None:
         super().__init__()
         self.block = block
         module = block_module(graph, block)
@@ -153,7 +162,7 @@ class SoftBlock(nn.Module):
                 inner = layer(module, slot.node)
                 assert inner is not None
                 codes = find(graph, f"{slot.home}.codes")
-                self.layers[slot.home] = SoftLayer(slot, inner, params, codes, weights)
+                self.layers[slot.home] = SoftLayer(slot, inner, params, codes, weights, restart)
             else:
                 found = next(
                     (s for n, other, s in made if n is slot.source and _alike(other, slot, s, params)), None
@@ -200,6 +209,11 @@ class SoftBlock(nn.Module):
     def learned_steps(self) -> list[SoftInput]:
         """The quantizers whose step size learns."""
         return [one for one in self.inputs if one.learns]
+
+
+def softened(graph: GraphModule, block: Block, objective: Objective) -> SoftBlock:
+    """The block, with what the objective is to learn."""
+    return SoftBlock(graph, block, weights=objective.weights, steps=objective.steps, restart=objective.restart)
 
 
 def _alike(other: Slot, slot: Slot, made: SoftInput, params: QParams | None) -> bool:

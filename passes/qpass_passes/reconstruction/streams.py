@@ -17,6 +17,7 @@ from qpass_passes.reconstruction.soft import SoftBlock
 
 FORWARD = 32  # rows in each batch that is only computed, not learned from
 Read = Callable[[Node, Tensor], Tensor]
+Given = Mapping[Node, tuple[Tensor, bool]]  # each input of the graph, and whether it is one for all rows
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -33,16 +34,18 @@ class Data:
 
 
 class Streams:
-    """The live tensors of both models. A tensor that rounding does not change is kept once."""
+    """The live tensors of both models. A tensor that rounding does not change is kept once.
 
-    def __init__(self, graph: GraphModule, cut: Chain, samples: Samples, pool: Pool, device: torch.device) -> None:
+    `aims` are what the full-precision model is given, row by row, where that differs from `samples`.
+    """
+
+    def __init__(
+        self, graph: GraphModule, cut: Chain, samples: Samples, pool: Pool, device: torch.device,
+        aims: Samples | None = None,
+    ) -> None:  # fmt: skip
         self.cut, self.samples, self.pool, self.device = cut, samples, pool, device
-        self.given = {
-            node: (value, place in samples.unbatched)
-            for place, (node, value) in enumerate(
-                zip(graph.graph.find_nodes(op="placeholder"), samples.inputs, strict=True)
-            )
-        }
+        self.given = _given(graph, samples)
+        self.aims = self.given if aims is None else _given(graph, aims)
         self.full: dict[Node, Rows | Tensor] = {}
         self.rounded: dict[Node, Rows | Tensor] = {}
 
@@ -54,14 +57,14 @@ class Streams:
         )  # fmt: skip
 
     def read_full(self, node: Node, index: Tensor) -> Tensor:
-        return self._read(self.full, node, index)
+        return self._read(self.aims, self.full, node, index)
 
     def read_rounded(self, node: Node, index: Tensor) -> Tensor:
-        return self._read(self.rounded if node in self.rounded else self.full, node, index)
+        return self._read(self.given, self.rounded if node in self.rounded else self.full, node, index)
 
-    def _read(self, kept: Mapping[Node, Rows | Tensor], node: Node, index: Tensor) -> Tensor:
-        if node in self.given:
-            value, fixed = self.given[node]
+    def _read(self, given: Given, kept: Mapping[Node, Rows | Tensor], node: Node, index: Tensor) -> Tensor:
+        if node in given:
+            value, fixed = given[node]
             return (value if fixed else value[index]).to(self.device)
         found = kept[node]
         return (found if isinstance(found, Tensor) else found.read(index)).to(self.device)
@@ -126,3 +129,8 @@ class Streams:
                 found = kept.pop(node, None)
                 if isinstance(found, Rows):
                     found.close()
+
+
+def _given(graph: GraphModule, samples: Samples) -> Given:
+    places = enumerate(zip(graph.graph.find_nodes(op="placeholder"), samples.inputs, strict=True))
+    return {node: (value, place in samples.unbatched) for place, (node, value) in places}
