@@ -5,9 +5,14 @@ cd tests/benchmarks && pytest-benchmark --storage ../../.benchmarks compare
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from pytest_benchmark import plugin
 
 from qpass.testing import with_figures
+
+sys.path.insert(0, str(Path(__file__).parent))  # the scripts, whose parts the tests time
 
 
 def pytest_benchmark_group_stats(config, benchmarks, group_by):
