@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import ClassVar, Literal
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from qpass.activations import Samples, record
+from qpass.figure import cells
 from qpass.kernels import reference
 from qpass.manager import Pass, PassContext, PassResult
 from qpass.quantizer import QParams, Quantizer, fake_quantize, summarise
@@ -43,6 +45,12 @@ class Choice:
     def logarithmic(self, criterion: str) -> bool:
         """Whether the levels are powers; a tie is for evenly spaced ones."""
         return self.errors[1] < self.errors[0] if criterion == "error" else self.verdict.ratio > 0
+
+    @property
+    def gain(self) -> float:
+        """How many times powers halve the error of evenly spaced levels; below zero where they raise it."""
+        even, powers = (max(error, 1e-30) for error in self.errors)
+        return math.log2(even / powers)
 
 
 @attrs.frozen(kw_only=True)
@@ -92,6 +100,8 @@ class Daq(Pass):
         samples = choose_rows(calibration, self.rows, ctx.seed)
         found = [slot for slot in slots(graph) if self._wanted(graph, slot)]
         verdicts: dict[str, dict[str, object]] = {}
+        gains: dict[str, dict[float, float]] = {}
+        ratios: dict[str, dict[float, float]] = {}
         changed = False
         with ctx.progress.task("daq", len(found)) as task:
             for slot in found:
@@ -101,21 +111,27 @@ class Daq(Pass):
                 if any(taken):
                     _write(graph, slot, choices, taken, edges, ctx.device)
                     changed = True
-                verdicts[str(slot.node.meta["origin"])] = {
+                name, times = str(slot.node.meta["origin"]), first_times(calibration.t, edges)
+                gains[name] = {t: float(f"{choices[g].gain:.3g}") for g, t in times.items()}
+                ratios[name] = {t: float(f"{choices[g].verdict.normalised:.3g}") for g, t in times.items()}
+                verdicts[name] = {
                     "error": _letters(choices, "error"),
                     "likelihood": _letters(choices, "likelihood"),
-                    "R / (sigma sqrt n)": [float(f"{c.verdict.normalised:.3g}") for c in choices],
                     "alpha": [float(f"{c.verdict.alpha:.4g}") for c in choices],
                     "k": [round(1 / c.step) for c in choices],
                 }
                 task.advance()
-        cells = "".join(str(one[self.criterion]) for one in verdicts.values())
-        share = round(cells.count("l") / len(cells), 4) if cells else 0.0
-        return PassResult(
-            graph=graph,
-            changed=changed,
-            notes={"softmax outputs": len(found), "logarithmic": share, "by": verdicts},
-        )
+        letters = "".join(str(one[self.criterion]) for one in verdicts.values())
+        share = round(letters.count("l") / len(letters), 4) if letters else 0.0
+        words = {"x": "timestep", "above": "powers", "below": "evenly spaced"}
+        notes = {
+            "softmax outputs": len(found),
+            "logarithmic": share,
+            "by": verdicts,
+            "error: how many times powers halve it": cells(gains, **words),
+            "likelihood: R / (sigma sqrt n)": cells(ratios, **words),
+        }
+        return PassResult(graph=graph, changed=changed, notes=notes)
 
     def _wanted(self, graph: GraphModule, slot: Slot) -> bool:
         spec = slot.spec
@@ -168,6 +184,17 @@ class Daq(Pass):
         (error, uniform, _), (other, log, step) = (min(some, key=lambda one: one[0]) for some in (even, powers))
         verdict = judge(p, self.x_min / p.shape[-1], self.alternative)
         return Choice(uniform=uniform, log=log, step=step, errors=(error, other), verdict=verdict)
+
+
+def first_times(t: Tensor, edges: Tensor | None) -> dict[int, float]:
+    """Of each group that a timestep falls in, the first one.
+
+    >>> first_times(torch.tensor([1, 21, 41, 61]), torch.tensor([30.0, 50.0]))
+    {0: 1.0, 1: 41.0, 2: 61.0}
+    """
+    times: Tensor = torch.unique(t)
+    groups = torch.zeros_like(times) if edges is None else reference.time_group(times, edges)
+    return {g: float(times[groups == g].min()) for g in torch.unique(groups).tolist()}
 
 
 def _single(values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

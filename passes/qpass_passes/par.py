@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from qpass.activations import Samples
 from qpass.errors import PreconditionError
+from qpass.figure import curves
 from qpass.manager import PassContext, PassResult
 from qpass.sampling import generator
 from qpass.slots import slots
@@ -100,6 +101,7 @@ class Par(LearningPass):
         assert isinstance(ctx.calibration, FromSampling)
         chosen = ctx.calibration.chosen(ctx.reference, ctx)
         notes: dict[str, Any] = {}
+        ways: dict[str, dict[float, float]] = {}
         for number in range(1, self.rounds + 1):
             samples, aims, apart = self._rows(chosen, number, graph, ctx)
             if number == 1:
@@ -109,12 +111,14 @@ class Par(LearningPass):
                 graph=graph, samples=samples, aims=aims, objective=self.objective(), ctx=ctx,
                 key=f"{self.key(graph, ctx)}-{number}",
             )  # fmt: skip
-            notes[f"round {number}"] = {"off the way": apart, "blocks": told(made.run())}
+            ways[f"before round {number}"] = apart
+            notes[f"round {number}"] = {"blocks": told(made.run())}
+        notes["off full precision's way"] = curves(ways, x="timestep", y="root mean square")
         return PassResult(graph=graph, changed=True, notes=notes)
 
     def _rows(
         self, chosen: Tensor, number: int, graph: GraphModule, ctx: PassContext
-    ) -> tuple[Samples, Samples | None, list[float]]:
+    ) -> tuple[Samples, Samples | None, dict[float, float]]:
         """What the model meets, what full precision is given beside it, and how far apart both are by timestep."""
         images = chosen.shape[1]
         order = torch.randperm(images, generator=generator(ctx.seed, "par", number))
@@ -151,8 +155,8 @@ def joined(first: Samples, second: Samples) -> Samples:
     return Samples(inputs=tuple(inputs), unbatched=first.unbatched)
 
 
-def distances(ours: Samples, theirs: Samples) -> list[float]:
+def distances(ours: Samples, theirs: Samples) -> dict[float, float]:
     """Root mean square of the difference of two ways from the same noise, by timestep, first to last."""
     apart = (ours.inputs[0].double() - theirs.inputs[0].double()).square().flatten(1).mean(1)
-    times = list(dict.fromkeys(ours.t.tolist()))
-    return [float(f"{float(apart[ours.t == t].mean().sqrt()):.4g}") for t in times]
+    times = dict.fromkeys(ours.t.tolist())
+    return {t: float(f"{float(apart[ours.t == t].mean().sqrt()):.4g}") for t in times}

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from qpass.evaluator import EvaluationError, Observation, Series
+from qpass.figure import is_figure
 from qpass.report import svg
 from qpass.report.data import plain
 from qpass.report.facts import execution, left_alone, lists_floats
@@ -41,7 +42,7 @@ class Plot:
 
     title: str
     drawing: Markup
-    roles: tuple[str, ...]
+    roles: tuple[str, ...]  # or other names, each with the class of its colour after a colon
     skipped: tuple[str, ...]
     wide: bool
 
@@ -78,6 +79,7 @@ def render(
         left_alone=left_alone(report["records"]),
         quality=[row for row in measured if row.name not in SIZE],
         cost=[row for row in measured if row.name in SIZE] + list(rows(timings.get("metrics", ()))),
+        figures={record["index"]: _noted(record["notes"]) for record in report["records"]},
         seconds={step["index"]: step["seconds"] for step in timings.get("passes", ())},
         total=timings.get("total_seconds"),
         recipe=tomli_w.dumps(_toml(recipe)),
@@ -108,7 +110,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, duration=duration)
-    environment.globals.update(quantity=quantity, lists_floats=lists_floats)
+    environment.globals.update(quantity=quantity, told_apart=_told_apart)
     return environment
 
 
@@ -193,6 +195,31 @@ def _plot(curves: Mapping[str, Series], *, lone: bool, lowest_first: bool) -> Pl
         drawing = svg.line(curves, title, svg.RIGHT_WIDE if wide else svg.RIGHT)
     missing = dict.fromkeys(point for series in curves.values() for point in svg.skipped(series))
     return Plot(title=title, drawing=drawing, roles=tuple(curves), skipped=tuple(missing), wide=wide)
+
+
+def _noted(notes: Mapping[str, Any]) -> tuple[Plot, ...]:
+    """What a pass asks to have drawn."""
+    found = []
+    for title, note in notes.items():
+        if not is_figure(note):
+            continue
+        labels = {"x_label": note.get("x", ""), "y_label": note.get("y", "")}
+        series = {}
+        for name, pairs in note["of"].items():
+            xs, ys = zip(*pairs, strict=True) if pairs else ((), ())
+            values = tuple(float("nan") if y is None else y for y in ys)
+            series[name] = Series(title=title, x=xs, y=values, **labels)
+        lines = note["figure"] == "curves"
+        drawing = svg.line(series, title) if lines else svg.cells(series, title)
+        names = [f"{name}:n{index % svg.NAMED}" for index, name in enumerate(series)]
+        roles = names if lines else [f"{note['above']}:above", f"{note['below']}:below"]
+        found.append(Plot(title=title, drawing=drawing, roles=tuple(roles), skipped=(), wide=not lines))
+    return tuple(found)
+
+
+def _told_apart(key: str, note: object) -> bool:
+    """Whether the page shows this note elsewhere than in the list of a pass's notes."""
+    return lists_floats(key, note) or is_figure(note)
 
 
 def _roles(seen: Mapping[str, Observation]) -> Sequence[str]:

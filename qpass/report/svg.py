@@ -1,4 +1,4 @@
-"""Series as inline SVG: a line over numbers, a lollipop per name.
+"""Series as inline SVG: a line over numbers, a lollipop per name, a cell per name and number.
 
 Colours are the page's. Points that are not finite are skipped.
 """
@@ -23,6 +23,8 @@ COLUMN, ROW, HEAD = 560, 18, 26  # one column of lollipops, one of its rows, the
 START, END = 244, 500  # a lollipop's axis within its column; names stand before it, values after
 GAP, MOST_ROWS = 40, 20  # between columns, and in the only one
 _NAME = 37  # characters of a name that fit before the axis
+ROLES = ("original", "quantized")  # what has a colour of its own
+NAMED = 6  # colours that other lines take in turn
 
 
 def ticks(low: float, high: float, count: int = 5) -> tuple[float, ...]:
@@ -75,10 +77,11 @@ def line(curves: Curves, title: str, right: int = RIGHT) -> Markup:
         )
     )
     parts.append(Markup('<text class="label" x="{}" y="10">{}</text>').format(LEFT, some.y_label))
-    for role, series in curves.items():
+    for index, (role, series) in enumerate(curves.items()):
         for run in _runs(_points(series)):
             path = " ".join(f"{x:g},{y:g}" for x, y in map(at, run))
-            parts.append(Markup('<polyline class="curve {}" points="{}"/>').format(role, path))
+            style = role if role in ROLES else f"n{index % NAMED}"
+            parts.append(Markup('<polyline class="curve {}" points="{}"/>').format(style, path))
         parts += [_dot(role, point, at(point)) for point in _points(series) if _finite(point)]
     return _svg("line", right + 20, LINE_HEIGHT, title, parts)
 
@@ -116,6 +119,30 @@ def lollipops(curves: Curves, title: str, *, lowest_first: bool = True) -> Marku
             said = texts[column * deep + index]
             parts.append(_lollipop(name, ys, at, said, zero, left, HEAD + index * ROW + ROW // 2))
     return _svg("lollipops", width, height, title, parts)
+
+
+def cells(curves: Curves, title: str) -> Markup:
+    """A row for each name and a column for each number: one colour above zero, another below, full at the most."""
+    values = [y for series in curves.values() for y in series.y if math.isfinite(y)]
+    most = max((abs(y) for y in values), default=0.0) or 1.0
+    columns = sorted({float(x) for series in curves.values() for x in series.x})
+    if not values:
+        return Markup("")
+    wide = (RIGHT_WIDE - START) / len(columns)
+    some = next(iter(curves.values()))
+    parts = [Markup('<text class="label" x="{}" y="12">{}</text>').format(START, some.x_label)]
+    apart = max(1, math.ceil(44 / wide))  # room for a column's number
+    text = '<text class="tick" x="{:g}" y="{}" text-anchor="middle">{}</text>'
+    for column, at in list(enumerate(columns))[::apart]:
+        parts.append(Markup(text).format(START + (column + 0.5) * wide, HEAD + 4, number(at)))
+    for row, (name, series) in enumerate(curves.items()):
+        top = HEAD + 10 + row * ROW
+        parts.append(_name_of(name, START - 8, top + ROW // 2 + 4))
+        for x, y in zip(series.x, series.y, strict=True):
+            if math.isfinite(y):
+                left = START + columns.index(float(x)) * wide
+                parts.append(_cell(name, float(x), y, abs(y) / most, (left, top, wide - 1, ROW - 1)))
+    return _svg("cells", RIGHT_WIDE + 20, HEAD + 14 + len(curves) * ROW, title, parts)
 
 
 def skipped(series: Series) -> tuple[str, ...]:
@@ -184,7 +211,7 @@ def _lollipop(
 ) -> Markup:
     said = ", ".join(f"{role} {value:.6g}" for role, value in values.items())
     last = "quantized" if "quantized" in values else "original"
-    short = name if len(name) <= _NAME else f"{name[:14]}…{name[15 - _NAME :]}"
+    short = _short(name)
     back = '<g class="row"><title>{}: {}</title><rect class="hit" x="{}" y="{}" width="{}" height="{}"/>'
     label = '<text class="name" x="{}" y="{}" text-anchor="end">{}</text>'
     stem = '<line class="stem {}" x1="{:g}" y1="{}" x2="{:g}" y2="{}"/>'
@@ -197,4 +224,20 @@ def _lollipop(
             *(Markup('<circle class="dot {}" cx="{:g}" cy="{}" r="4"/>').format(r, x, y) for r, x in at.items()),
             Markup(value).format(left + COLUMN, y + 4, text),
         )
+    )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME else f"{name[:14]}…{name[15 - _NAME :]}"
+
+
+def _name_of(name: str, x: float, y: float) -> Markup:
+    text = '<text class="name" x="{:g}" y="{:g}" text-anchor="end">{}</text>'
+    return Markup(text).format(x, y, _short(name))
+
+
+def _cell(name: str, x: float, y: float, share: float, box: tuple[float, float, float, float]) -> Markup:
+    text = '<g><title>{}: {} at {}</title><rect class="cell {}" x="{:g}" y="{:g}" width="{:g}" height="{:g}" '
+    return Markup(text + 'fill-opacity="{:.3f}"/></g>').format(
+        name, number(y), number(x), "above" if y > 0 else "below", *box, max(0.06, share)
     )

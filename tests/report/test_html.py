@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from qpass.evaluator import EvaluationError, Metric, Observation, Series
+from qpass.figure import cells, curves
 from qpass.manager import Record
 from qpass.report import render, report, to_json
 from qpass.report.pictures import columns, difference, grid
@@ -163,6 +164,24 @@ def test_every_node_left_in_floating_point_is_listed_with_its_reason(example: An
     text = page(example).text
     for reason in example.report["records"][0]["notes"]["left_in_float"].values():
         assert text.count(reason) == 1
+
+
+def test_what_a_pass_asks_to_have_drawn_is_drawn_and_not_listed() -> None:
+    """A curve and a table of cells, under their titles, in the section of the pass; other notes stay a list."""
+    notes = {
+        "drift": curves({"round 1": {981: 0.5, 1: 2.0}}, x="timestep", y="distance"),
+        "verdict": cells({"attn": {981: -1.0, 1: math.nan}}, x="timestep", above="powers", below="even"),
+        "layers": 3,
+    }
+    record = Record(index=1, name="par", options={}, changed=True, notes=notes)
+    html = render(json.loads(to_json(empty(records=(record,)))), {}, {})
+    assert html.count("<polyline") == 1
+    assert html.count('<rect class="cell below"') == 1
+    for text in ("<h3>drift</h3>", "<h3>verdict</h3>", ">round 1</span>", ">powers</span>", ">even</span>"):
+        assert html.count(text) == 1, text
+    assert "<dt>layers</dt>" in html
+    assert "<dt>drift</dt>" not in html
+    assert html == render(empty(records=(record,)), {}, {})
 
 
 def test_metrics_of_unlike_protocol_stay_in_rows_of_their_own() -> None:

@@ -37,6 +37,30 @@ def test_lollipops_stand_on_zero_and_the_worst_comes_first() -> None:
     assert [t.text for t in drawn.iter("title")] == ["bad: quantized 10", "good: quantized 40"]
 
 
+def test_cells_stand_in_rows_and_columns_and_are_as_full_as_they_are_far_from_zero() -> None:
+    """Two columns of 244..1140 are 448 wide; 4 is the most, so -1 is a quarter full; what is not finite is absent."""
+    curves = {
+        "a": Series(title="t", x=(981, 1), y=(4.0, -1.0), x_label="timestep"),
+        "b": Series(title="t", x=(1, 981), y=(math.inf, -2.0), x_label="timestep"),
+    }
+    drawn = ElementTree.fromstring(svg.cells(curves, "t"))
+    cells = [r.attrib for r in drawn.iter("rect")]
+    assert [(c["class"], c["x"], c["y"], c["fill-opacity"]) for c in cells] == [
+        ("cell above", "692", "36", "1.000"),
+        ("cell below", "244", "36", "0.250"),
+        ("cell below", "692", "54", "0.500"),
+    ]
+    assert [t.text for t in drawn.iter("title")] == ["a: 4 at 981", "a: -1 at 1", "b: -2 at 981"]
+    assert svg.cells(curve((1,), (math.nan,)), "t") == ""
+
+
+def test_lines_of_other_names_have_colours_of_their_own() -> None:
+    """In turn; the original and the quantized keep theirs."""
+    names = ["round 1", "quantized", "round 2"]
+    drawn = ElementTree.fromstring(svg.line({n: Series(title="t", x=(0, 1), y=(0, 1)) for n in names}, "t"))
+    assert [p.attrib["class"] for p in drawn.iter("polyline")] == ["curve n0", "curve quantized", "curve n2"]
+
+
 def test_where_less_is_better_the_highest_comes_first() -> None:
     """The order turns round with the direction of the metric."""
     drawn = ElementTree.fromstring(svg.lollipops(curve(("a", "b"), (1, 2)), "t", lowest_first=False))

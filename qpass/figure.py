@@ -1,0 +1,38 @@
+"""What a pass may put among its notes for the report to draw: curves over numbers, and cells of a table by colour.
+
+They are plain data, so that they stand in `report.json` like any other note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Numbers = Mapping[float, float]
+
+
+def curves(of: Mapping[str, Numbers], *, x: str, y: str) -> dict[str, Any]:
+    """A line for each name.
+
+    >>> curves({"round 1": {981: 0.5, 1: 2.0}}, x="timestep", y="distance")
+    {'figure': 'curves', 'x': 'timestep', 'y': 'distance', 'of': {'round 1': [[981, 0.5], [1, 2.0]]}}
+    """
+    return {"figure": "curves", "x": x, "y": y, "of": _pairs(of)}
+
+
+def cells(of: Mapping[str, Numbers], *, x: str, above: str, below: str) -> dict[str, Any]:
+    """A row for each name, its cells in one colour above zero and in another below, said in words."""
+    return {"figure": "cells", "x": x, "above": above, "below": below, "of": _pairs(of)}
+
+
+def is_figure(note: object) -> bool:
+    """Whether a note was made by one of these.
+
+    >>> is_figure(cells({}, x="timestep", above="more", below="less")), is_figure({"figure": 3})
+    (True, False)
+    """
+    return isinstance(note, Mapping) and note.get("figure") in ("curves", "cells") and "of" in note
+
+
+def _pairs(of: Mapping[str, Numbers]) -> dict[str, list[list[float]]]:
+    return {name: [[at, value] for at, value in numbers.items()] for name, numbers in of.items()}
