@@ -28,11 +28,12 @@ class RepQ(ChannelFactors):
 
     With scales s_d and zero points z_d fitted to each channel, s~ and z~ their means: x' = x / r + b with
     r_d = s_d / s~ and b_d = (z_d - z~) s~, and weights and biases the other way. Rounding x' with the single (s~, z~)
-    is rounding x channel by channel. The paper changes the norm's gamma and beta; where a norm has none, or its output
-    is modulated or read by others, the quantizer takes r and b in. Convolutions that pad take r alone, as their
-    padding is zero. `where = "everywhere"` goes beyond the paper, to layers whose input does not come from a norm.
-    Inputs that are not rounded per tensor to evenly spaced levels are left alone; the paper's softmax outputs are
-    `log-sqrt2` of `assign.softmax`. A channel's range is its least and greatest value, as in `absmax`.
+    is rounding x channel by channel. The paper changes the norm's gamma and beta; where a norm is
+    modulated, the linear that does so takes r and b in, and where others read what would change, the quantizer does.
+    Convolutions that pad take r alone, as their padding is zero. `where = "everywhere"` goes beyond the paper, to
+    layers whose input does not come from a norm. Inputs that are not rounded per tensor to evenly spaced levels are
+    left alone; the paper's softmax outputs are `log-sqrt2` of `assign.softmax`. A channel's range is its
+    least and greatest value, as in `absmax`.
     """
 
     name: ClassVar[str] = "repq"

@@ -26,8 +26,9 @@ class Smooth(ChannelFactors):
     PTQ4DiT's (Wu et al., 2405.16005): a mean over timesteps, weighted by softmax(-rho_t), rho_t
     being Spearman's correlation of s(X^t) with s(W), so that steps count where activations and weights are not
     salient in the same channels. Layers that read one tensor take one c. It goes into the affine norm that made the
-    tensor, else into the quantizer behind it, which multiplies anyway. Channels that are always zero keep c = 1. The
-    papers smooth transformers' q, k, v, output and first feed-forward layers; `layers` picks any, all by default.
+    tensor or the linear that modulates it, else into the quantizer behind it, which multiplies anyway. Channels that
+    are always zero keep c = 1. The papers smooth transformers' q, k, v, output and first feed-forward layers; `layers`
+    picks any, all by default.
     """
 
     name: ClassVar[str] = "smooth"

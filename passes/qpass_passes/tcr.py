@@ -33,8 +33,9 @@ class Tcr(ChannelFactors):
     options: the 5th percentile of channels as target, since one dead channel would make the minimum zero; r within 1
     and 8; r^strength, the strength of each layer being the one among 0, 1/4, 1/2, 3/4 and 1 with the least error of
     its output, rounded as `assign` says, on `trial_rows` rows. The paper reparameterizes convolutions; linear layers
-    take part as well unless `kinds` says otherwise. 1 / r goes into the affine norm that made the tensor, else into
-    the quantizer behind it. It is meant together with a scale for each group of timesteps: `int4 tensor time:20`.
+    take part as well unless `kinds` says otherwise. 1 / r goes into the affine norm that made the tensor or the
+    linear that modulates it, else into the quantizer behind it. It is meant together with a scale for each group of
+    timesteps: `int4 tensor time:20`.
     """
 
     name: ClassVar[str] = "tcr"
