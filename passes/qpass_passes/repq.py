@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import attrs
 import torch
@@ -12,79 +12,57 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from qpass.kernels import reference
-from qpass.manager import Pass, PassContext, PassResult
+from qpass.manager import PassContext
 from qpass.quantizer import QParams
-from qpass.slots import slots, write_params
+from qpass.slots import slots
 from qpass.spec import QuantSpec
-from qpass_passes.equivalence.channels import ChannelRanges
-from qpass_passes.equivalence.rescale import after_norm, rescale, takes_offset
-from qpass_passes.equivalence.ties import Tie, check, check_unfitted, ties
+from qpass_passes.equivalence.channel_factors import ChannelFactors, Move, globs, rows_seen
+from qpass_passes.equivalence.channels import Channels
+from qpass_passes.equivalence.rescale import after_norm, takes_offset
+from qpass_passes.equivalence.ties import Tie
 
 
 @attrs.frozen(kw_only=True)
-class RepQ(Pass):
+class RepQ(ChannelFactors):
     """Scale reparameterization after norms (RepQ-ViT, Li et al., 2212.08254).
 
     With scales s_d and zero points z_d fitted to each channel, s~ and z~ their means: x' = x / r + b with
     r_d = s_d / s~ and b_d = (z_d - z~) s~, and weights and biases the other way. Rounding x' with the single (s~, z~)
-    is rounding x channel by channel. The paper changes the norm's gamma and beta; where a norm has none, or its output
-    is modulated or read by others, the quantizer takes r and b in. Convolutions that pad take r alone, as their
-    padding is zero. `where = "everywhere"` goes beyond the paper, to layers whose input does not come from a norm.
-    Inputs that are not rounded per tensor to evenly spaced levels are left alone; the paper's softmax outputs are
-    `log-sqrt2` of `assign.softmax`. A channel's range is its least and greatest value, as in `absmax`.
+    is rounding x channel by channel. The paper changes the norm's gamma and beta; where a norm is
+    modulated, the linear that does so takes r and b in, and where others read what would change, the quantizer does.
+    Convolutions that pad take r alone, as their padding is zero. `where = "everywhere"` goes beyond the paper, to
+    layers whose input does not come from a norm. Inputs that are not rounded per tensor to evenly spaced levels are
+    left alone; the paper's softmax outputs are `log-sqrt2` of `assign.softmax`. A channel's range is its
+    least and greatest value, as in `absmax`.
     """
 
     name: ClassVar[str] = "repq"
-    needs: ClassVar[frozenset[str]] = frozenset({"specs"})
-    conflicts: ClassVar[frozenset[str]] = frozenset({"corrected", "realised"})
 
     where: Literal["after-norm", "everywhere"] = attrs.field(
         default="after-norm",
         validator=v.in_(("after-norm", "everywhere")),
         metadata={"help": "which layers: those that read a norm, modulated or not, or all"},
     )
-    layers: tuple[str, ...] = attrs.field(
-        default=("*",),
-        validator=v.deep_iterable(v.instance_of(str), v.instance_of(tuple)),
-        metadata={"help": "globs of the layers to look at"},
-    )
-    rows: int = attrs.field(
-        default=512, validator=v.ge(1), metadata={"help": "calibration rows to look at; all, where fewer"}
-    )
+    layers: tuple[str, ...] = globs("globs of the layers to look at")
+    rows: int = rows_seen()
 
-    def requires(self, graph: GraphModule, ctx: PassContext) -> None:
-        """Every glob matches a layer."""
-        check(graph, self.name, self.layers)
+    def wants(self, graph: GraphModule, tie: Tie) -> bool:
+        """Evenly spaced inputs with one scale, after a norm unless all are wanted."""
+        return _spec(graph, tie) is not None and (self.where == "everywhere" or after_norm(graph, tie))
 
-    @torch.no_grad()
-    def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
-        """Look at the inputs once, then rewrite; static inputs without time groups are fitted by it, too."""
-        found = [tie for tie in ties(graph, self.layers) if self._wanted(graph, tie)]
-        for tie in found:
-            check_unfitted(graph, self.name, tie)
-        channels = ctx.get(ChannelRanges(calibration=ctx.calibration, rows=self.rows), graph)
-        went: Counter[str] = Counter()
-        largest = ("", 1.0)
+    def choose(
+        self, graph: GraphModule, ctx: PassContext, found: Sequence[Tie], channels: Channels
+    ) -> tuple[Sequence[Move], Mapping[str, Any]]:
+        """By ranges over all timesteps; static inputs without time groups are fitted by it, too."""
+        moves = []
         for tie in found:
             spec = _spec(graph, tie)
             assert spec is not None
             low, high = channels.of(tie)
             factor, offset, params = layerwise(low.amin(0), high.amax(0), spec, shift=takes_offset(graph, tie))
-            spread = float(factor.max() / factor.min())
-            largest = max(largest, (tie.name, spread), key=lambda one: one[1])
-            went[rescale(graph, tie, factor, offset)] += 1
-            if spec.time_groups == 1 and not spec.dynamic:
-                _write(graph, tie, params, ctx.device)
-        graph.recompile()
-        notes = {
-            "layers": sum(len(tie.layers) for tie in found),
-            "into": dict(went),
-            "largest spread of r": {largest[0]: float(f"{largest[1]:.4g}")},
-        }
-        return PassResult(graph=graph, changed=bool(found), notes=notes)
-
-    def _wanted(self, graph: GraphModule, tie: Tie) -> bool:
-        return _spec(graph, tie) is not None and (self.where == "everywhere" or after_norm(graph, tie))
+            fits = spec.time_groups == 1 and not spec.dynamic
+            moves.append(Move(factor=factor, offset=offset, params=params if fits else None))
+        return moves, {}
 
 
 def layerwise(low: Tensor, high: Tensor, spec: QuantSpec, *, shift: bool) -> tuple[Tensor, Tensor | None, QParams]:
@@ -115,11 +93,3 @@ def _spec(graph: GraphModule, tie: Tie) -> QuantSpec | None:
         return None
     spec = specs.pop()
     return spec if spec.granularity == "tensor" and spec.kind == "affine" else None
-
-
-def _write(graph: GraphModule, tie: Tie, params: QParams, device: torch.device) -> None:
-    inside = set(tie.calls)
-    kept = attrs.evolve(params, tensors={name: tensor.to(device) for name, tensor in params.tensors.items()})
-    for slot in slots(graph):
-        if slot.node in inside and slot.index == 0:
-            write_params(graph, slot, kept)

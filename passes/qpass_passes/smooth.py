@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import attrs
 import torch
@@ -11,14 +11,14 @@ from attrs import validators as v
 from torch import Tensor
 from torch.fx import GraphModule
 
-from qpass.manager import Pass, PassContext, PassResult
-from qpass_passes.equivalence.channels import ChannelRanges
-from qpass_passes.equivalence.rescale import rescale
-from qpass_passes.equivalence.ties import check, check_unfitted, ties
+from qpass.manager import PassContext
+from qpass_passes.equivalence.channel_factors import ChannelFactors, Move, globs, rows_seen
+from qpass_passes.equivalence.channels import Channels
+from qpass_passes.equivalence.ties import Tie
 
 
 @attrs.frozen(kw_only=True)
-class Smooth(Pass):
+class Smooth(ChannelFactors):
     """X' = X / c, W' = c W with c_d = s(X_d)^a / s(W_d)^(1 - a): nothing changes until something is rounded.
 
     s is a channel's salience, its largest absolute value; c has geometric mean 1. With `over = "max"` s(X) is the
@@ -26,13 +26,13 @@ class Smooth(Pass):
     PTQ4DiT's (Wu et al., 2405.16005): a mean over timesteps, weighted by softmax(-rho_t), rho_t
     being Spearman's correlation of s(X^t) with s(W), so that steps count where activations and weights are not
     salient in the same channels. Layers that read one tensor take one c. It goes into the affine norm that made the
-    tensor, else into the quantizer behind it, which multiplies anyway. Channels that are always zero keep c = 1. The
-    papers smooth transformers' q, k, v, output and first feed-forward layers; `layers` picks any, all by default.
+    tensor or the linear that modulates it, else into the quantizer behind it, which multiplies anyway. Channels that
+    are always zero keep c = 1. The papers smooth transformers' q, k, v, output and first feed-forward layers; `layers`
+    picks any, all by default.
     """
 
     name: ClassVar[str] = "smooth"
-    needs: ClassVar[frozenset[str]] = frozenset({"specs"})
-    conflicts: ClassVar[frozenset[str]] = frozenset({"corrected", "realised"})
+    symbol: ClassVar[str] = "c"
 
     strength: float = attrs.field(
         default=0.5,
@@ -45,44 +45,20 @@ class Smooth(Pass):
     limit: float = attrs.field(
         default=0.0, validator=v.ge(0), metadata={"help": "c stays within 1/limit and limit; 0 is no limit"}
     )
-    layers: tuple[str, ...] = attrs.field(
-        default=("*",),
-        validator=v.deep_iterable(v.instance_of(str), v.instance_of(tuple)),
-        metadata={"help": "globs of the layers to smooth"},
-    )
-    rows: int = attrs.field(
-        default=512, validator=v.ge(1), metadata={"help": "calibration rows to look at; all, where fewer"}
-    )
+    layers: tuple[str, ...] = globs("globs of the layers to smooth")
+    rows: int = rows_seen()
 
-    def requires(self, graph: GraphModule, ctx: PassContext) -> None:
-        """Every glob matches a layer."""
-        check(graph, self.name, self.layers)
-
-    @torch.no_grad()
-    def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
-        """Look at the inputs once, then rewrite."""
-        found = ties(graph, self.layers)
-        for tie in found:
-            check_unfitted(graph, self.name, tie)
-        channels = ctx.get(ChannelRanges(calibration=ctx.calibration, rows=self.rows), graph)
-        went: Counter[str] = Counter()
-        largest, dead = ("", 1.0), 0
+    def choose(
+        self, graph: GraphModule, ctx: PassContext, found: Sequence[Tie], channels: Channels
+    ) -> tuple[Sequence[Move], Mapping[str, Any]]:
+        """By the saliences of what a tie reads and of its weights."""
+        moves, dead = [], 0
         for tie in found:
             of_x, of_w = channels.largest(tie), tie.salience(graph).cpu()
             together = of_x.amax(0) if self.over == "max" else balanced(of_x, of_w)
-            factor = factors(together, of_w, self.strength, self.limit)
+            moves.append(Move(factor=factors(together, of_w, self.strength, self.limit)))
             dead += int(((together == 0) | (of_w == 0)).sum())
-            spread = float(factor.max() / factor.min())
-            largest = max(largest, (tie.name, spread), key=lambda one: one[1])
-            went[rescale(graph, tie, factor)] += 1
-        graph.recompile()
-        notes = {
-            "layers": sum(len(tie.layers) for tie in found),
-            "into": dict(went),
-            "largest spread of c": {largest[0]: float(f"{largest[1]:.4g}")},
-            "dead channels": dead,
-        }
-        return PassResult(graph=graph, changed=bool(found), notes=notes)
+        return moves, {"dead channels": dead}
 
 
 def factors(of_x: Tensor, of_w: Tensor, strength: float, limit: float = 0.0) -> Tensor:

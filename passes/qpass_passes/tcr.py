@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -12,18 +13,18 @@ from attrs import validators as v
 from torch import Tensor
 from torch.fx import GraphModule
 
-from qpass.manager import Pass, PassContext, PassResult
+from qpass.manager import PassContext
 from qpass.quantizer import Quantizer
 from qpass.slots import layer
-from qpass_passes.equivalence.channels import ChannelRanges
-from qpass_passes.equivalence.rescale import rescale
-from qpass_passes.equivalence.ties import Tie, check, check_unfitted, ties
+from qpass_passes.equivalence.channel_factors import ChannelFactors, Move, globs, rows_seen
+from qpass_passes.equivalence.channels import Channels
+from qpass_passes.equivalence.ties import Tie
 from qpass_passes.equivalence.trial import Trial
 from qpass_passes.quantizers.mse import Mse
 
 
 @attrs.frozen(kw_only=True)
-class Tcr(Pass):
+class Tcr(ChannelFactors):
     """X' = X / r, W' = W r, where r weighs all timesteps together: TCR of TCAQ-DM (2412.16700).
 
     With m[t, d] the largest absolute value of channel d at timestep t and s[t] the target range: r[t, d] =
@@ -32,13 +33,12 @@ class Tcr(Pass):
     options: the 5th percentile of channels as target, since one dead channel would make the minimum zero; r within 1
     and 8; r^strength, the strength of each layer being the one among 0, 1/4, 1/2, 3/4 and 1 with the least error of
     its output, rounded as `assign` says, on `trial_rows` rows. The paper reparameterizes convolutions; linear layers
-    take part as well unless `kinds` says otherwise. 1 / r goes into the affine norm that made the tensor, else into
-    the quantizer behind it. It is meant together with a scale for each group of timesteps: `int4 tensor time:20`.
+    take part as well unless `kinds` says otherwise. 1 / r goes into the affine norm that made the tensor or the
+    linear that modulates it, else into the quantizer behind it. It is meant together with a scale for each group of
+    timesteps: `int4 tensor time:20`.
     """
 
     name: ClassVar[str] = "tcr"
-    needs: ClassVar[frozenset[str]] = frozenset({"specs"})
-    conflicts: ClassVar[frozenset[str]] = frozenset({"corrected", "realised"})
 
     groups: int = attrs.field(
         default=0,
@@ -75,14 +75,8 @@ class Tcr(Pass):
     kinds: Literal["all", "convolutions", "linear"] = attrs.field(
         default="all", validator=v.in_(("all", "convolutions", "linear")), metadata={"help": "which layers"}
     )
-    layers: tuple[str, ...] = attrs.field(
-        default=("*",),
-        validator=v.deep_iterable(v.instance_of(str), v.instance_of(tuple)),
-        metadata={"help": "globs of the layers to look at"},
-    )
-    rows: int = attrs.field(
-        default=512, validator=v.ge(1), metadata={"help": "calibration rows to look at; all, where fewer"}
-    )
+    layers: tuple[str, ...] = globs("globs of the layers to look at")
+    rows: int = rows_seen()
     trial_rows: int = attrs.field(
         default=64, validator=v.ge(1), metadata={"help": "calibration rows that strengths are tried on"}
     )
@@ -93,38 +87,26 @@ class Tcr(Pass):
         factory=Mse, metadata={"help": "how scales of inputs are fitted where a strength is tried"}
     )
 
-    def requires(self, graph: GraphModule, ctx: PassContext) -> None:
-        """Every glob matches a layer."""
-        check(graph, self.name, self.layers)
+    def wants(self, graph: GraphModule, tie: Tie) -> bool:
+        """Layers of the kind that was asked for."""
+        linear = isinstance(layer(graph, tie.calls[0]), torch.nn.Linear)
+        return self.kinds == "all" or linear == (self.kinds == "linear")
 
-    @torch.no_grad()
-    def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
-        """Look at all inputs of the graph as it is, choose every factor, then rewrite."""
-        found = [tie for tie in ties(graph, self.layers) if self._wanted(graph, tie)]
-        for tie in found:
-            check_unfitted(graph, self.name, tie)
-        channels = ctx.get(ChannelRanges(calibration=ctx.calibration, rows=self.rows), graph)
+    def choose(
+        self, graph: GraphModule, ctx: PassContext, found: Sequence[Tie], channels: Channels
+    ) -> tuple[Sequence[Move | None], Mapping[str, Any]]:
+        """By the two equations and the strength that costs least; a strength of 0 leaves a tie as it is."""
         maxima = [channels.largest(tie) if self.maxima == "all" else channels.averaged(tie) for tie in found]
         factors = [self.factor(m) for m in maxima]
         strengths = self._strengths(graph, ctx, found, factors)
-        went: Counter[str] = Counter()
-        largest = ("", 1.0)
-        for tie, factor, strength in zip(found, factors, strengths, strict=True):
-            if strength == 0:
-                continue
-            chosen = self.rounded(factor.pow(strength))
-            spread = float(chosen.max() / chosen.min())
-            largest = max(largest, (tie.name, spread), key=lambda one: one[1])
-            went[rescale(graph, tie, chosen)] += 1
-        graph.recompile()
-        notes: dict[str, Any] = {
-            "layers": sum(len(tie.layers) for tie in found),
-            "into": dict(went),
-            "largest spread of r": {largest[0]: float(f"{largest[1]:.4g}")},
+        moves = [
+            Move(factor=self.rounded(factor.pow(strength))) if strength else None
+            for factor, strength in zip(factors, strengths, strict=True)
+        ]
+        return moves, {
             "strength": {str(s): n for s, n in sorted(Counter(strengths).items())},
             "dead channels": sum(int((m.amax(0) == 0).sum()) for m in maxima),
         }
-        return PassResult(graph=graph, changed=bool(went), notes=notes)
 
     def factor(self, maxima: Tensor) -> Tensor:
         """r, (C,), of maxima (T, C), before any strength."""
@@ -139,12 +121,8 @@ class Tcr(Pass):
         """As it is, or to powers of two."""
         return torch.exp2(factor.log2().round()) if self.power_of_two else factor
 
-    def _wanted(self, graph: GraphModule, tie: Tie) -> bool:
-        linear = isinstance(layer(graph, tie.calls[0]), torch.nn.Linear)
-        return self.kinds == "all" or linear == (self.kinds == "linear")
-
     def _strengths(
-        self, graph: GraphModule, ctx: PassContext, found: list[Tie], factors: list[Tensor]
+        self, graph: GraphModule, ctx: PassContext, found: Sequence[Tie], factors: list[Tensor]
     ) -> list[float]:
         if not self.search:
             return [self.strength] * len(found)

@@ -1,7 +1,7 @@
 """Divide the channels of what layers read by a factor, and multiply their weights by it.
 
-The division goes into the affine norm that made the tensor, where nobody else reads it; else it stands as a
-`rescale` node, which whoever realises the graph takes into the quantizer behind it.
+The division goes into the affine norm that made the tensor or the linear that modulates it, where nobody else reads
+what changes; else it stands as a `rescale` node, which whoever realises the graph takes into the quantizer behind it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from qpass.graph.nodes import aten, attribute, bound
 from qpass.graph.tensors import put
 from qpass.kernels import reference
 from qpass.slots import find, layer
+from qpass_passes.equivalence.modulation import fold, modulation
+from qpass_passes.equivalence.readers import FLAT, alone
 from qpass_passes.equivalence.ties import Tie
 
 _NORMS = (aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default)
 _MOVING = (aten.transpose.int, aten.permute.default, aten.contiguous.default, aten.clone.default, aten.to.dtype)
-_SHAPES = (aten.view.default, aten.reshape.default, aten.flatten.using_ints)
-Where = Literal["norm", "quantizer"]
+Where = Literal["norm", "modulation", "quantizer"]
 
 
 def rescale(graph: GraphModule, tie: Tie, factor: Tensor, offset: Tensor | None = None) -> Where:
@@ -38,6 +39,12 @@ def rescale(graph: GraphModule, tie: Tie, factor: Tensor, offset: Tensor | None 
             assert norm is not None
             _into_norm(graph, norm, factor, offset)
         return "norm"
+    if tie.layout == reference.CHANNEL_LAST:
+        modulations = [modulation(graph, tensor, tie) for tensor in tie.tensors]
+        if all(made is not None for made in modulations):
+            for made in {made.add: made for made in modulations if made is not None}.values():
+                fold(graph, made, factor, offset, f"{tie.name}.modulation")
+            return "modulation"
     _before_quantizers(graph, tie, factor, offset)
     return "quantizer"
 
@@ -76,8 +83,8 @@ def _norm(graph: GraphModule, tensor: Node, tie: Tie) -> Node | None:
             made = 1 if node.target is aten.group_norm.default else -1
             reached = axis if not swaps % 2 else {1: -1, -1: 1}[axis]
             given = bound(node)
-            alone = all(_alone(graph, given.get(part)) for part in ("weight", "bias"))
-            return node if reached == made and isinstance(given["weight"], Node) and alone else None
+            free = all(alone(graph, given.get(part)) for part in ("weight", "bias"))
+            return node if reached == made and isinstance(given["weight"], Node) and free else None
         if node.target is aten.transpose.int and {*node.args[1:]} in ({1, 2}, {-1, 1}, {-1, -2}):
             swaps += 1
         elif node.target not in _MOVING or node.target in (aten.transpose.int, aten.permute.default):
@@ -86,14 +93,6 @@ def _norm(graph: GraphModule, tensor: Node, tie: Tie) -> Node | None:
         assert isinstance(source, Node)
         readers, node = {node}, source
     return None
-
-
-def _alone(graph: GraphModule, parameter: object) -> bool:
-    """Whether nobody else reads a norm's parameter."""
-    if not isinstance(parameter, Node):
-        return True
-    same = [n for n in graph.graph.find_nodes(op="get_attr") if n.target == parameter.target]
-    return sum(len(n.users) for n in same) == 1
 
 
 def _bias(norm: Node) -> Node | None:
@@ -153,9 +152,9 @@ def _device(graph: GraphModule) -> torch.device:
 
 def _from_norm(node: Node) -> bool:
     """Up to changes of shape and one modulation, `norm(x) * (1 + scale) + shift`."""
-    for modulation, below in ((aten.add.Tensor, (aten.mul.Tensor,)), (aten.mul.Tensor, _NORMS)):
+    for step, below in ((aten.add.Tensor, (aten.mul.Tensor,)), (aten.mul.Tensor, _NORMS)):
         node = _same(node)
-        if node.target is modulation:
+        if node.target is step:
             parts = [_same(part) for part in node.args[:2] if isinstance(part, Node)]
             node = next((part for part in parts if part.target in below), node)
     return _same(node).target in _NORMS
@@ -163,6 +162,6 @@ def _from_norm(node: Node) -> bool:
 
 def _same(node: Node) -> Node:
     """The tensor whose values these are, before changes of shape."""
-    while node.target in (*_MOVING, *_SHAPES) and isinstance(node.args[0], Node):
+    while node.target in (*_MOVING, *FLAT) and isinstance(node.args[0], Node):
         node = node.args[0]
     return node
