@@ -47,6 +47,11 @@ def with_(name: str, **options: object) -> Change:
     return change
 
 
+def corrected(recipe: Recipe) -> None:
+    """Biases moved by the mean error, last of all."""
+    recipe["passes"].insert(-1, {"use": "bias-correction"})
+
+
 def one_group(recipe: Recipe) -> None:
     """One scale for all timesteps."""
     assign = recipe["passes"][0]
@@ -63,6 +68,8 @@ def groups(count: int) -> Change:
 
 PIECES: dict[str, tuple[Change, ...]] = {
     "together": (without("tcr", "daq", "par"), one_group),
+    "together-twice": (without("tcr", "daq", "par"), one_group, with_("qdrop", iterations=600)),
+    "together-bias": (without("tcr", "daq", "par"), one_group, corrected),
     "time": (without("tcr", "daq", "par"),),
     "tcr": (without("daq", "par"), one_group),
     "time-tcr": (without("daq", "par"),),
@@ -113,7 +120,7 @@ def main() -> None:
     parser.add_argument("--bits", default="w4a4", choices=["w4a4", "w4a8", "w6a6", "w8a8"])
     parser.add_argument("--rows", nargs="*", default=["pieces", "settings"], choices=[*halves, *every])
     parser.add_argument("--model", default="cifar10-unet")
-    parser.add_argument("--images", type=int, default=256, help="of PSNR")
+    parser.add_argument("--images", type=int, default=256, help="of PSNR and LPIPS")
     parser.add_argument("--preset", default="fast")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -121,8 +128,8 @@ def main() -> None:
     recipes = written(options.out / "recipes", options.bits, {name: every[name] for name in names})
     command = [
         sys.executable, "-m", "qpass", "compare", *recipes, "--model", options.model, "--preset", options.preset,
-        "--set", f"evaluators.drift.samples={options.images}", "--set", "sampling.compiled=true",
-        "--out", str(options.out),
+        "--set", f"evaluators.drift.samples={options.images}", "--set", f"evaluators.lpips.samples={options.images}",
+        "--set", "sampling.compiled=true", "--out", str(options.out),
     ]  # fmt: skip
     raise SystemExit(subprocess.run(command).returncode)
 
