@@ -2,47 +2,16 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import attrs
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from qpass.evaluator import Evaluator, Metric, Observation, Series, Subject
 from qpass.manager import PassContext
-from qpass.spec import NodeSpec, QuantSpec
+from qpass.products import count
 
 TOP = 20  # nodes shown in the report
-aten = torch.ops.aten
-CONVOLUTIONS = {
-    F.conv1d, F.conv2d, F.conv3d, aten.convolution.default,
-    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default,
-    aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding,
-}  # fmt: skip
-TRANSPOSED = {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
-LINEARS = {F.linear, aten.linear.default}
-MATMULS = {
-    torch.matmul, torch.bmm, torch.mm, operator.matmul, aten.matmul.default, aten.bmm.default, aten.mm.default
-}  # fmt: skip
-ATTENTIONS = {F.scaled_dot_product_attention, aten.scaled_dot_product_attention.default}
-
-
-@attrs.frozen(kw_only=True)
-class Product:
-    """A convolution or matrix product: its multiply-accumulates, and the bits of its two factors."""
-
-    macs: int
-    left: float
-    right: float
-
-    @property
-    def bops(self) -> float:
-        return self.macs * self.left * self.right
 
 
 @attrs.frozen(kw_only=True)
@@ -86,100 +55,3 @@ class Cost(Evaluator):
             metrics.append(metric("bops", reference, unit="BOP", subject="original"))
             metrics.append(metric("macs", reference, unit="MAC", subject="original"))
         return tuple(metrics)
-
-
-def count(
-    graph: GraphModule, inputs: Sequence[Tensor], known: Mapping[str, Sequence[Product]] | None = None
-) -> dict[str, tuple[Product, ...]]:
-    """Products by node, named by origin; a quantized node that cannot be counted has none.
-
-    An op that is not known here is counted as the node of `known` that has its origin.
-    """
-    counting = _Counting(graph, known or {})
-    with torch.no_grad():
-        counting.run(*inputs)
-    return counting.found
-
-
-class _Counting(Interpreter):
-    """Runs a graph, and counts every product as it meets its tensors."""
-
-    def __init__(self, graph: GraphModule, known: Mapping[str, Sequence[Product]]) -> None:
-        super().__init__(graph)
-        self.known = known
-        self.found: dict[str, tuple[Product, ...]] = {}
-
-    def run_node(self, n: Node) -> Any:
-        args, _ = self.fetch_args_kwargs_from_env(n)
-        value = super().run_node(n)
-        if n.op in ("call_module", "call_function"):
-            name = n.meta.get("origin", n.name)
-            target = self.fetch_attr(n.target) if n.op == "call_module" else n.target  # type: ignore[arg-type]
-            spec = n.meta.get("qpass")
-            if found := products(target, args, value, spec or NodeSpec()):
-                self.found[name] = found
-            elif spec is not None:
-                self.found[name] = tuple(_restated(p, spec) for p in self.known.get(name, ()))
-        return value
-
-
-def products(target: Any, args: Sequence[Any], output: Any, spec: NodeSpec) -> tuple[Product, ...]:
-    """The products in one call of a module or function; none if it is of no kind that is counted."""
-    weight = _weight(target, args)
-    if weight is not None:
-        # a transposed convolution spreads each input value, any other product gathers into each output value
-        values = args[0] if _transposed(target, args) else output
-        macs = values.numel() * weight[0].numel()
-        return (Product(macs=macs, left=_bits(spec.weight, weight), right=_input_bits(spec, 0, args[0])),)
-    if target in MATMULS:
-        a, b = args[:2]
-        macs = output.numel() * a.shape[-1]
-        return (Product(macs=macs, left=_input_bits(spec, 0, a), right=_input_bits(spec, 1, b)),)
-    if target in ATTENTIONS:
-        q, k, v = args[:3]
-        weights = q.numel() // q.shape[-1] * k.shape[-2]  # attention weights, B x heads x L x S
-        return (
-            Product(macs=weights * q.shape[-1], left=_input_bits(spec, 0, q), right=_input_bits(spec, 1, k)),
-            # inside one fused node the attention weights are never quantized
-            Product(macs=weights * v.shape[-1], left=_bits(None, q), right=_input_bits(spec, 2, v)),
-        )
-    return ()
-
-
-def _weight(target: Any, args: Sequence[Any]) -> Tensor | None:
-    if isinstance(target, (nn.Linear, _ConvNd)):
-        return target.weight
-    return args[1] if target in CONVOLUTIONS | TRANSPOSED | LINEARS else None
-
-
-def _transposed(target: Any, args: Sequence[Any]) -> bool:
-    if target is aten.convolution.default:
-        return bool(args[6])
-    return target in TRANSPOSED or isinstance(target, _ConvTransposeNd)
-
-
-def _restated(product: Product, spec: NodeSpec) -> Product:
-    """The teacher's product at the precision of the node that stands for it."""
-    factors: tuple[QuantSpec | None, ...] = spec.inputs
-    if spec.weight is not None:
-        factors = (spec.weight, *spec.inputs[:1])
-    left, right = (*factors, None, None)[:2]
-    return attrs.evolve(
-        product,
-        left=_mean(left) if left else product.left,
-        right=_mean(right) if right else product.right,
-    )
-
-
-def _input_bits(spec: NodeSpec, index: int, tensor: Tensor) -> float:
-    return _bits(spec.inputs[index] if index < len(spec.inputs) else None, tensor)
-
-
-def _bits(spec: QuantSpec | None, tensor: Tensor) -> float:
-    if spec is not None:
-        return _mean(spec)
-    return 16.0 if tensor.dtype in (torch.bfloat16, torch.float16) else 32.0
-
-
-def _mean(spec: QuantSpec) -> float:
-    return sum(spec.bits) / len(spec.bits) if isinstance(spec.bits, tuple) else float(spec.bits)

@@ -10,6 +10,7 @@ from qpass.hookspecs import hookimpl
 from qpass.manager import Pass
 from qpass.quantizer import Quantizer
 from qpass_passes.adaround import AdaRound
+from qpass_passes.allocate import Allocate
 from qpass_passes.assign import Assign
 from qpass_passes.bias_correction import BiasCorrection
 from qpass_passes.brecq import Brecq
@@ -40,7 +41,7 @@ from qpass_passes.tfmq import Tfmq
 @hookimpl
 def register_passes() -> Sequence[type[Pass]]:
     return (
-        AdaRound, Assign, BiasCorrection, Brecq, Daq, Gptq, LearnSteps, Par, QDrop, RepQ, Simulate, Smooth,
+        AdaRound, Allocate, Assign, BiasCorrection, Brecq, Daq, Gptq, LearnSteps, Par, QDrop, RepQ, Simulate, Smooth,
         SplitShortcut, Tcr, Tfmq,
     )  # fmt: skip
 

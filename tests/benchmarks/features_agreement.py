@@ -42,6 +42,9 @@ def torch_fidelity() -> Extract:
     return lambda images: _batched(images, lambda x: net(x)[0])
 
 
+PEERS = {"pytorch": ("pytorch-fid", pytorch_fid), "tensorflow": ("torch-fidelity", torch_fidelity)}
+
+
 def _batched(images: np.ndarray, run: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
     planes = torch.from_numpy(images).permute(0, 3, 1, 2)
     return torch.cat([run(x.contiguous()) for x in planes.split(BATCH)]).numpy()
@@ -53,15 +56,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=256, help="of each side")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--peers", type=int, default=1)
+    parser.add_argument("--resizes", nargs="+", default=list(PEERS), choices=list(PEERS))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     sides = [next(open_images(name).batches(options.images)) for name in ("cifar10-train", "cifar10-test")]
     print(f"CIFAR-10, {options.images} images of train against {options.images} of test\n")
     print("| resize | tool | FID | from ours fp32 | features apart, relative | seconds |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for resize, peer, make in (
-        ("pytorch", "pytorch-fid", pytorch_fid), ("tensorflow", "torch-fidelity", torch_fidelity)
-    ):  # fmt: skip
+    for resize in options.resizes:
+        peer, make = PEERS[resize]
         base: tuple[float, np.ndarray] | None = None
         for tool, extract in (
             ("qpass float32", ours(resize, "float32")),

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from diffusers import DiTTransformer2DModel, UNet2DModel
 from qpass_evaluators import Cost
-from qpass_evaluators.cost import count
 from torch import Tensor, nn
 from torch.fx import GraphModule, symbolic_trace
 from torch.utils.flop_counter import FlopCounterMode
 
 from qpass.evaluator import Subject
+from qpass.products import count
 from qpass.spec import NodeSpec, QuantSpec
 
 

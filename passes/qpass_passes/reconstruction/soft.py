@@ -36,7 +36,7 @@ class SoftLayer(nn.Module):
         # only evenly spaced levels have an up and a down; codes that are there were learned before
         self.learns = learns and params.kind == "affine" and (codes is None or restart > 0)
         self.codes = quantize(weight, slot.spec, params.tensors, slot.layout) if codes is None else codes
-        self.soft = False
+        self.soft, self.active = False, True
         if params.kind == "affine":
             self.scale = self._spread("scale")
             self.zero = self._spread("zero")
@@ -54,6 +54,8 @@ class SoftLayer(nn.Module):
 
     def weight(self) -> Tensor:
         """As rounded at present."""
+        if not self.active:
+            return self.original
         if self.soft and self.learns:
             given = (self.original, self.v, self.scale, self.zero, self.low, self.high)
             if self.v.numel() < LARGE:
