@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 import attrs
-from attrs import validators as v
 
-from qpass_passes.reconstruction.learning import ChainPass
+from qpass_passes.reconstruction.learning import ChainPass, RoundingOptions
 from qpass_passes.reconstruction.objective import Objective
 
 
 @attrs.frozen(kw_only=True)
-class AdaRound(ChainPass):
+class AdaRound(RoundingOptions, ChainPass):
     """Round each weight up or down so that its layer's output changes least (Nagel et al., 2004.10568).
 
     min over V of ||W x - W~(V) x^||² + strength · Σ 1 - |2 h(V) - 1|^beta, equations 21 to 25, layer after layer: x
@@ -22,14 +21,6 @@ class AdaRound(ChainPass):
     """
 
     name: ClassVar[str] = "adaround"
-    rate: float = attrs.field(default=1e-3, validator=v.gt(0), metadata={"help": "learning rate"})
-    strength: float = attrs.field(default=0.01, validator=v.ge(0), metadata={"help": "of the regularizer"})
-    warmup: float = attrs.field(
-        default=0.2, validator=[v.ge(0), v.lt(1)], metadata={"help": "share of iterations without the regularizer"}
-    )
 
     def objective(self) -> Objective:
-        return Objective(
-            unit="layer", iterations=self.iterations, batch=self.batch, rate=self.rate, strength=self.strength,
-            warmup=self.warmup, settle=self.settle, precision=self.precision, compiled=self.compiled,
-        )  # fmt: skip
+        return self.chosen(unit="layer")

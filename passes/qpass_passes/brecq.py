@@ -7,12 +7,12 @@ from typing import ClassVar
 import attrs
 from attrs import validators as v
 
-from qpass_passes.reconstruction.learning import ChainPass
+from qpass_passes.reconstruction.learning import ChainPass, RoundingOptions
 from qpass_passes.reconstruction.objective import Fisher, Objective
 
 
 @attrs.frozen(kw_only=True)
-class Brecq(ChainPass):
+class Brecq(RoundingOptions, ChainPass):
     """Round the weights of each block so that the block's output changes least (Li et al., 2102.05426).
 
     The blocks are those of the traced graph: residual, attention, transformer and resampling blocks, and single
@@ -25,11 +25,6 @@ class Brecq(ChainPass):
     """
 
     name: ClassVar[str] = "brecq"
-    rate: float = attrs.field(default=1e-3, validator=v.gt(0), metadata={"help": "learning rate"})
-    strength: float = attrs.field(default=0.01, validator=v.ge(0), metadata={"help": "of the regularizer"})
-    warmup: float = attrs.field(
-        default=0.2, validator=[v.ge(0), v.lt(1)], metadata={"help": "share of iterations without the regularizer"}
-    )
     norm: float = attrs.field(default=2.0, validator=v.gt(0), metadata={"help": "power of the error in the loss"})
     fisher: Fisher = attrs.field(
         default="none",
@@ -38,8 +33,4 @@ class Brecq(ChainPass):
     )
 
     def objective(self) -> Objective:
-        return Objective(
-            unit="block", iterations=self.iterations, batch=self.batch, rate=self.rate, strength=self.strength,
-            warmup=self.warmup, norm=self.norm, fisher=self.fisher, settle=self.settle, precision=self.precision,
-            compiled=self.compiled,
-        )  # fmt: skip
+        return self.chosen(unit="block")

@@ -26,7 +26,6 @@ class LearnSteps(ChainPass):
     norm: float = attrs.field(default=2.4, validator=v.gt(0), metadata={"help": "power of the error in the loss"})
 
     def objective(self) -> Objective:
-        return Objective(
-            unit="block", weights=False, steps=True, activations=True, iterations=self.iterations, batch=self.batch,
-            step_rate=self.rate, decay=True, norm=self.norm, precision=self.precision, compiled=self.compiled,
-        )  # fmt: skip
+        return self.chosen(
+            unit="block", weights=False, steps=True, activations=True, step_rate=self.rate, decay=True
+        )

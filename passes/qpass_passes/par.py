@@ -21,13 +21,13 @@ from qpass_passes.calibration.from_sampling import FromSampling, rows
 from qpass_passes.fitting import choose_rows, fit_inputs, fit_weights
 from qpass_passes.peculiar import peculiar
 from qpass_passes.reconstruction.engine import Reconstruction
-from qpass_passes.reconstruction.learning import LearningPass, told
+from qpass_passes.reconstruction.learning import JointOptions, LearningPass, told
 from qpass_passes.reconstruction.objective import Objective
 from qpass_passes.simulate import insert_quantizers, round_weight
 
 
 @attrs.frozen(kw_only=True)
-class Par(LearningPass):
+class Par(JointOptions, LearningPass):
     """TCAQ-DM's progressively aligned reconstruction (Huang et al., 2412.16700), after a first one such as `qdrop`.
 
     The reconstruction before it saw the inputs that full precision meets along its own sampling. Here the model, as
@@ -63,26 +63,10 @@ class Par(LearningPass):
         validator=[v.gt(0), v.lt(0.5)],
         metadata={"help": "how far from decided rounding variables start"},
     )
-    rate: float = attrs.field(default=1e-3, validator=v.gt(0), metadata={"help": "learning rate of the rounding"})
-    step_rate: float = attrs.field(
-        default=4e-5, validator=v.gt(0), metadata={"help": "learning rate of the step sizes"}
-    )
-    strength: float = attrs.field(default=0.01, validator=v.ge(0), metadata={"help": "of the regularizer"})
-    warmup: float = attrs.field(
-        default=0.2, validator=[v.ge(0), v.lt(1)], metadata={"help": "share of iterations without the regularizer"}
-    )
-    norm: float = attrs.field(default=2.0, validator=v.gt(0), metadata={"help": "power of the error in the loss"})
-    drop: float = attrs.field(
-        default=0.5, validator=[v.ge(0), v.lt(1)], metadata={"help": "share of values inside left unrounded"}
-    )
 
     def objective(self) -> Objective:
-        return Objective(
-            unit="block", steps=True, activations=True, restart=self.restart, drop=self.drop,
-            iterations=self.iterations, batch=self.batch, rate=self.rate, step_rate=self.step_rate,
-            strength=self.strength, warmup=self.warmup, norm=self.norm, settle=self.settle,
-            precision=self.precision, compiled=self.compiled,
-        )  # fmt: skip
+        # its `mix` is one of images, not of a block's inputs
+        return self.chosen(unit="block", steps=True, activations=True, mix=0.0)
 
     def requires(self, graph: GraphModule, ctx: PassContext) -> None:
         """The calibration set comes from samplings, so that others can take their place."""

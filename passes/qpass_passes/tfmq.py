@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import attrs
 import torch
-from attrs import validators as v
 from torch.fx import GraphModule, Node
 
 from qpass.activations import Samples
@@ -16,14 +15,14 @@ from qpass.manager import PassContext, PassResult
 from qpass.slots import spec_of
 from qpass_passes.fitting import fit_inputs, fit_weights
 from qpass_passes.reconstruction.engine import Reconstruction
-from qpass_passes.reconstruction.learning import LearningPass, told
+from qpass_passes.reconstruction.learning import LearningPass, RoundingOptions, told
 from qpass_passes.reconstruction.objective import Objective
 
 NAME = "temporal information"
 
 
 @attrs.frozen(kw_only=True)
-class Tfmq(LearningPass):
+class Tfmq(RoundingOptions, LearningPass):
     """Reconstruct the temporal information block, and give its inputs one scale per timestep (2311.16503).
 
     The block is the time embedding and every layer that depends on the timestep (and the class, in a DiT) but not on
@@ -34,20 +33,12 @@ class Tfmq(LearningPass):
     """
 
     name: ClassVar[str] = "tfmq"
-    rate: float = attrs.field(default=1e-3, validator=v.gt(0), metadata={"help": "learning rate"})
-    strength: float = attrs.field(default=0.01, validator=v.ge(0), metadata={"help": "of the regularizer"})
-    warmup: float = attrs.field(
-        default=0.2, validator=[v.ge(0), v.lt(1)], metadata={"help": "share of iterations without the regularizer"}
-    )
     every_input: bool = attrs.field(
         default=True, metadata={"help": "one scale per timestep for every other static input too"}
     )
 
     def objective(self) -> Objective:
-        return Objective(
-            unit="block", iterations=self.iterations, batch=self.batch, rate=self.rate, strength=self.strength,
-            warmup=self.warmup, settle=self.settle, precision=self.precision, compiled=self.compiled,
-        )  # fmt: skip
+        return self.chosen(unit="block")
 
     def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
         """Refine the specs, fit, and learn the one block from its distinct inputs."""

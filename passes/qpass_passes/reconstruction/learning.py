@@ -65,10 +65,41 @@ class LearningPass(Pass):
     def objective(self) -> Objective:
         """What the engine is to do."""
 
+    def chosen(self, **fixed: Any) -> Objective:
+        """An objective with all options that it and this pass both have, and what is fixed for the method."""
+        names = {field.name for field in attrs.fields(type(self))} & {
+            field.name for field in attrs.fields(Objective)
+        }
+        return Objective(**{name: getattr(self, name) for name in names - set(fixed)}, **fixed)
+
     def key(self, graph: GraphModule, ctx: PassContext) -> str:
         """A hash of all that determines the result: under it, finished blocks are kept."""
         parts = [identity(graph, ctx), to_data(self), to_data(ctx.calibration), source_hash("qpass_passes")]
         return digest(parts)[:16]
+
+
+@attrs.frozen(kw_only=True, slots=False)  # two bases with slots cannot be joined
+class RoundingOptions:
+    """Of a pass whose weights learn which way they are rounded."""
+
+    rate: float = attrs.field(default=1e-3, validator=v.gt(0), metadata={"help": "learning rate of the rounding"})
+    strength: float = attrs.field(default=0.01, validator=v.ge(0), metadata={"help": "of the regularizer"})
+    warmup: float = attrs.field(
+        default=0.2, validator=[v.ge(0), v.lt(1)], metadata={"help": "share of iterations without the regularizer"}
+    )
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class JointOptions(RoundingOptions):
+    """Of a pass whose weights and step sizes of inputs learn together, inputs rounded meanwhile."""
+
+    step_rate: float = attrs.field(
+        default=4e-5, validator=v.gt(0), metadata={"help": "learning rate of the step sizes"}
+    )
+    norm: float = attrs.field(default=2.0, validator=v.gt(0), metadata={"help": "power of the error in the loss"})
+    drop: float = attrs.field(
+        default=0.5, validator=[v.ge(0), v.lt(1)], metadata={"help": "share of values inside left unrounded"}
+    )
 
 
 @attrs.frozen(kw_only=True)
