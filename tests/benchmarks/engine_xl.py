@@ -1,7 +1,7 @@
 """Prints the peak memory of one block of reconstruction on a model of DiT-XL/2's shape, as markdown.
 
-`python tests/benchmarks/engine_xl.py --rows 32 --batch 4`: 28 blocks of width 1152 on latents of 32 x 32, in fp32 and
-with random weights, read from a temporary folder of 3 GB as a recipe would. Weights are put at 4 bits, and `brecq` with
+`python tests/benchmarks/engine_xl.py --rows 32 --batch 4`: 28 blocks of width 1152 on latents of 32 x 32, with
+random weights, read from a temporary folder of 3 GB as a recipe would. Weights are put at 4 bits, and `brecq` with
 `only` learns one block; the blocks before it are rolled forward. The peak is that of the whole process, loading and
 tracing included. The engine works on one graph, which is its own teacher; `qpass run` keeps the original beside it,
 for what else asks about it: `--teacher` does so too. Eight GB are what is asked for.
@@ -41,9 +41,9 @@ class Noise(UniformSteps):
 
     name = "noise"
 
-    def compute(self, graph: object, ctx: object) -> Samples:
+    def compute(self, graph: object, ctx: PassContext) -> Samples:
         source = torch.Generator().manual_seed(0)
-        x = torch.randn(self.samples, 4, 32, 32, generator=source)
+        x = torch.randn(self.samples, 4, 32, 32, generator=source).to(ctx.model.example(1)[0].dtype)
         t = torch.randint(0, 1000, (self.samples,), generator=source)
         return Samples(inputs=(x, t, torch.randint(0, 1000, (self.samples,), generator=source)))
 
@@ -74,10 +74,11 @@ def main() -> None:
     parser.add_argument(
         "--teacher", action="store_true", help="keep another copy of the original, as `qpass run` does"
     )
+    parser.add_argument("--dtype", default="float32", help="of the model as it is loaded: float32 or bfloat16")
     options = parser.parse_args()
     folder = temporary_folder()
     size = write(folder)
-    adapter = DiffusersModel(path=str(folder))
+    adapter = DiffusersModel(path=str(folder), dtype=options.dtype)
     started = time.perf_counter()
     with for_terminal() as progress:
         teacher = trace(adapter.load(), adapter.example(), call=adapter.call, dynamic=adapter.dynamic())
