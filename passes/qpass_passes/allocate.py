@@ -25,12 +25,12 @@ LEAST = 1e-4  # of all errors: what is less than this is chance, and not worth a
 
 @attrs.frozen(kw_only=True)
 class Allocate(Pass):
-    """Raise the bits of those weights and inputs that cost the output most for each bit operation they save.
+    """Raise the bits of the weights and inputs whose rounding harms the output most for the bit operations it saves.
 
-    Every quantizer is first tried alone: the squared error of the model's output, relative to the output itself, is
-    what it does harm. An error falls fourfold with each bit, as that of even rounding does. Then, one after the other,
-    the quantizer with the greatest fall for each bit operation (BOP) added is raised to `bits`, for as long as the
-    model stays within `budget` times its BOPs more.
+    Every quantizer is first tried alone: its harm is the squared error of the model's output over the output's own
+    square. That falls fourfold with each bit, as the error of even rounding does. Then, one after the other, the
+    quantizer with the greatest fall for each bit operation (BOP) it adds is raised to `bits`, for as long as there is
+    one that `budget`, a share of the model's BOPs, has room for.
 
     Ours, in the line of HAWQ's and MixDQ's (2405.17873) allocation by sensitivity; errors are taken to add up. The
     bits that `assign` gave are the least: nothing is lowered, and the cost column of a report says what was spent.

@@ -53,7 +53,7 @@ def errors_alone(
     for one in quantizers.values():
         one.active = False
     exact = outputs()
-    silence = sum(float(one.square().sum()) for batch in exact for one in batch)
+    silence = sum(float(one.square().sum()) for batch in exact for one in batch) or 1.0
     errors: dict[tuple[str, ...], float] = {}
     with ctx.progress.task("each quantizer alone", len(quantizers)) as task:
         for homes, one in quantizers.items():
