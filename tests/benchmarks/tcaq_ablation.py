@@ -1,8 +1,8 @@
 """Carries out TCAQ-DM's recipe piece by piece, and with each setting that the paper leaves open at another value.
 
 `python tests/benchmarks/tcaq_ablation.py --bits w4a4 --out runs/ablation`: writes a recipe for each row under OUT and
-hands them to `qpass compare`, so an interrupted ablation goes on where it stopped. `--rows pieces` is the first half,
-`--rows settings` the second; names of single rows do as well.
+hands them to `qpass compare`, so an interrupted ablation goes on where it stopped. `--rows pieces` is its first part,
+`settings` the second, and `spent`, with `allocate` in it, the third; names of single rows do as well.
 """
 
 from __future__ import annotations
@@ -66,6 +66,15 @@ def groups(count: int) -> Change:
     return change
 
 
+def raised(budget: float) -> Change:
+    """More bits where they count, before anything else."""
+
+    def change(recipe: Recipe) -> None:
+        recipe["passes"].insert(1, {"use": "allocate", "budget": budget, "rows": 32, "fit_rows": 64})
+
+    return change
+
+
 PIECES: dict[str, tuple[Change, ...]] = {
     "together": (without("tcr", "daq", "par"), one_group),
     "together-twice": (without("tcr", "daq", "par"), one_group, with_("qdrop", iterations=600)),
@@ -96,6 +105,16 @@ SETTINGS: dict[str, tuple[Change, ...]] = {
     "likelihood-log-normal": (with_("daq", criterion="likelihood", alternative="log-normal"),),
     "likelihood-half-normal": (with_("daq", criterion="likelihood", alternative="half-normal"),),
 }
+SPENT: dict[str, tuple[Change, ...]] = {
+    "allocate-nearest": (without("tcr", "daq", "qdrop", "par"), raised(0.05)),
+    "allocate-time": (without("tcr", "daq", "par"), raised(0.05)),
+    "allocate-time-tcr": (without("daq", "par"), raised(0.05)),
+    "allocate-all": (raised(0.05),),
+    "budget-2": (without("par"), raised(0.02)),
+    "budget-5": (without("par"), raised(0.05)),
+    "budget-10": (without("par"), raised(0.1)),
+    "budget-20": (without("par"), raised(0.2)),
+}
 
 
 def written(folder: Path, bits: str, rows: dict[str, tuple[Change, ...]]) -> list[str]:
@@ -114,17 +133,17 @@ def written(folder: Path, bits: str, rows: dict[str, tuple[Change, ...]]) -> lis
 
 
 def main() -> None:
-    every = PIECES | SETTINGS
-    halves = {"pieces": list(PIECES), "settings": list(SETTINGS)}
+    every = PIECES | SETTINGS | SPENT
+    parts = {"pieces": list(PIECES), "settings": list(SETTINGS), "spent": list(SPENT)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bits", default="w4a4", choices=["w4a4", "w4a8", "w6a6", "w8a8"])
-    parser.add_argument("--rows", nargs="*", default=["pieces", "settings"], choices=[*halves, *every])
+    parser.add_argument("--rows", nargs="*", default=["pieces", "settings"], choices=[*parts, *every])
     parser.add_argument("--model", default="cifar10-unet")
     parser.add_argument("--images", type=int, default=256, help="of PSNR and LPIPS")
     parser.add_argument("--preset", default="fast")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    names = [name for row in options.rows for name in halves.get(row, [row])]
+    names = [name for row in options.rows for name in parts.get(row, [row])]
     recipes = written(options.out / "recipes", options.bits, {name: every[name] for name in names})
     command = [
         sys.executable, "-m", "qpass", "compare", *recipes, "--model", options.model, "--preset", options.preset,
