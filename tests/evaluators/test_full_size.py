@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -49,7 +50,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     network = Inception(weights=str(file))
     found = []
     for name in SIDES:
-        parts = [network.features(batch) for batch in open_images(name).batches(250)][: COUNT // 250]
+        batches = itertools.islice(open_images(name).batches(250), COUNT // 250)
+        parts = [network.features(batch) for batch in batches]
         found.append({output: torch.cat([part[output] for part in parts]) for output in parts[0]})
     return found[0], found[1]
 
