@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ COSINE: Mapping[str, Any] = {"beta_schedule": "squaredcos_cap_v2"}
 
 
 @attrs.frozen(kw_only=True)
-class Job:
+class Job(ABC):
     """How a network is trained. `steps` are those of a full training on a GPU; the command line can ask for fewer."""
 
     name: str
@@ -29,13 +30,13 @@ class Job:
     average: float = 0.9999
     compiles: bool = False  # worth compiling on a CPU
 
+    @abstractmethod
     def build(self) -> nn.Module:
         """The network, untrained."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, network: Any, pictures: Pictures, count: int, source: torch.Generator) -> Tensor:
         """The loss of a batch of `count` images drawn from the generator."""
-        raise NotImplementedError
 
 
 @attrs.frozen(kw_only=True)
