@@ -19,7 +19,7 @@ from qpass.evaluator import Evaluator
 from qpass.manager import Pass
 from qpass.model import ModelAdapter
 from qpass.plugins import Catalog
-from qpass.recipe.override import LISTS, leaves, override, parse_assignment
+from qpass.recipe.override import LISTS, everywhere, leaves, override, parse_assignment
 from qpass.recipe.structure import Structure, shown, to_data
 from qpass.recipes import bits, shipped, sibling
 from qpass.sampling import Sampling
@@ -161,7 +161,8 @@ def _from_tables(
             changes.append(parse_assignment(text))
         except ValueError as error:
             problems.append(str(error))
-    problems += override(data, changes, "--set", known)
+    changes, unknown = everywhere(data, changes, catalog.classes["passes"])
+    problems += unknown + override(data, changes, "--set", known)
     data = spelt_out(data)  # a change may have said it by text alone
     problems += [f"unknown section {key!r}, {did_you_mean(key, SECTIONS)}" for key in data if key not in SECTIONS]
     structure = Structure(catalog)

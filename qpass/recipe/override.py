@@ -7,6 +7,8 @@ import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import attrs
+
 from qpass.errors import did_you_mean
 from qpass.recipe.structure import shown
 
@@ -38,6 +40,34 @@ def leaves(table: Mapping[str, Any], prefix: Path = ()) -> Iterator[tuple[Path, 
             yield from leaves(value, (*prefix, key))
         else:
             yield (*prefix, key), value
+
+
+def everywhere(
+    data: Mapping[str, Any], changes: Sequence[tuple[Path, Any]], classes: Mapping[str, type]
+) -> tuple[list[tuple[Path, Any]], list[str]]:
+    """`passes.*.OPTION` as a change of each pass in `data` that has the option, in its place among the changes.
+
+    There may be none such, so that one command fits many recipes; that no pass of `classes` has it is a mistake.
+    """
+    found: list[tuple[Path, Any]] = []
+    problems: list[str] = []
+    options = {name: {f.alias for f in attrs.fields(cls) if f.init} for name, cls in classes.items()}
+    for path, value in changes:
+        if path[:2] != ("passes", "*") or len(path) < 3:
+            found.append((path, value))
+            continue
+        if not any(path[2] in names for names in options.values()):
+            near = did_you_mean(path[2], set().union(*options.values()))
+            problems.append(f"--set {'.'.join(path)}: no pass has the option {path[2]!r}, {near}")
+        entries = data.get("passes")
+        used = (
+            [e.get("use") if isinstance(e, Mapping) else e for e in entries] if isinstance(entries, list) else []
+        )
+        for place, name in enumerate(used):
+            if isinstance(name, str) and path[2] in options.get(name, ()):
+                entry = f"{name}#{used[: place + 1].count(name)}"
+                found.append((("passes", entry, *path[2:]), value))
+    return found, problems
 
 
 def override(

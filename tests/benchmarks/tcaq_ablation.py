@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--model", default="cifar10-unet")
     parser.add_argument("--images", type=int, default=256, help="of PSNR and LPIPS")
     parser.add_argument("--preset", default="fast")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of `qpass compare`")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     names = [name for row in options.rows for name in parts.get(row, [row])]
@@ -148,7 +149,7 @@ def main() -> None:
     command = [
         sys.executable, "-m", "qpass", "compare", *recipes, "--model", options.model, "--preset", options.preset,
         "--set", f"evaluators.drift.samples={options.images}", "--set", f"evaluators.lpips.samples={options.images}",
-        "--set", "sampling.compiled=true", "--out", str(options.out),
+        "--set", "sampling.compiled=true", *(f"--set={change}" for change in options.set), "--out", str(options.out),
     ]  # fmt: skip
     raise SystemExit(subprocess.run(command).returncode)
 

@@ -198,12 +198,21 @@ def test_soft_rounding_starts_at_the_weights(context):
             soft = SoftBlock(graph, block, weights=True, steps=False)
             for one in soft.roundings():
                 # weights beyond the last code are clipped, soft or not
-                inside += bool(torch.allclose(one.weight(), one.fixed) or True)
+                inside += 1
                 one.soft = True
                 within = (one.original * one.scale.reciprocal()).abs() < 7
                 assert torch.allclose(one.weight()[within], one.original[within], atol=1e-6)
             live.update(zip(block.outputs, made, strict=True))
     assert inside > 5
+
+
+def test_auto_is_what_the_machine_is_fast_at(context, monkeypatch):
+    """bf16 where there are instructions for it, else fp32; the two leave other codes."""
+    made = {p: bytes_of(run(context, Brecq(**FEW, precision=p))) for p in ("float32", "bfloat16")}
+    assert made["float32"] != made["bfloat16"]
+    for native, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(f"{Objective.__module__}.multiplies_bfloat16", lambda device, native=native: native)
+        assert bytes_of(run(context, Brecq(**FEW, precision="auto"))) == made[expected]
 
 
 def test_it_helps(context):

@@ -295,6 +295,17 @@ class TestSet:
         recipe = from_data(data, catalog=known, overrides=overrides)
         assert to_data(recipe.passes[1])["input"] == {"use": "percentile", "q": 0.9}
 
+    def test_an_option_of_every_pass_that_has_it(self, data: Data, known: Catalog) -> None:
+        """A star is any pass with that option, each of its place; later changes count as ever."""
+        learning = [{"use": "brecq"}, {"use": "learn-steps", "batch": 3}, {"use": "brecq"}]
+        data["passes"] = ["assign", *learning, {"use": "simulate"}]
+        recipe = from_data(data, catalog=known, overrides=["passes.*.batch=8", "passes.brecq#2.batch=9"])
+        assert [to_data(step).get("batch") for step in recipe.passes] == [None, 8, 8, 9, None]
+        data["passes"] = ["assign", "simulate"]
+        assert from_data(data, catalog=known, overrides=["passes.*.batch=8"]).data() == (
+            from_data(data, catalog=known).data()
+        ), "one command for many recipes: those without the option stay as they are"
+
     def test_an_option_of_another_evaluator_adds_it(self, data: Data, known: Catalog) -> None:
         """Evaluators have no order, so it says all there is to say; those that are there stay."""
         before = [e.name for e in from_data(data, catalog=known).evaluators]
@@ -337,6 +348,8 @@ class TestSet:
                 "evaluators.dirft.samples=1",
                 "--set evaluators.dirft.samples: the recipe has no 'dirft' in evaluators, did you mean 'drift'?",
             ),
+            ("passes.*.bacth=1", "--set passes.*.bacth: no pass has the option 'bacth', did you mean 'batch'?"),
+            ("passes.*=1", "--set passes.*: say which option"),
             ("evaluators.cost#2.x=1", "--set evaluators.cost#2.x: the recipe has no 'cost#2' in evaluators"),
             ("seed.x=1", "--set seed.x: 'seed' is not a table"),
             ("use=cifar10-dit", "unknown section 'use'"),

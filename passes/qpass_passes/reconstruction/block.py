@@ -40,6 +40,7 @@ def reconstruct(
 ) -> Trace:
     """Learn one block's rounding and step sizes. `targets` are the outputs that the loss is of, by place."""
     started = time.monotonic()
+    half = objective.half(data.device)
     draws = torch.Generator().manual_seed(seed)
     # rows come ordered by timestep, and both kinds are to have some of each
     shuffled = torch.randperm(data.count, generator=draws)
@@ -79,7 +80,7 @@ def reconstruct(
         for done in range(1, objective.iterations + 1):
             index = train[torch.randint(len(train), (min(objective.batch, len(train)),), generator=draws)]
             inputs = [_mixed(data, node, index, objective.mix) for node in soft.block.inputs]
-            with torch.autocast(data.device.type, torch.bfloat16, enabled=objective.precision == "bfloat16"):
+            with torch.autocast(data.device.type, torch.bfloat16, enabled=half):
                 loss = loss_of(index, inputs, module)
             if objective.decay:
                 for group in optimizer.param_groups:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import attrs
 from attrs import validators as v
@@ -24,7 +24,7 @@ from qpass_passes.quantizers.mse import Mse
 from qpass_passes.reconstruction.block import Trace
 from qpass_passes.reconstruction.chain import cut_into
 from qpass_passes.reconstruction.engine import Reconstruction
-from qpass_passes.reconstruction.objective import Objective
+from qpass_passes.reconstruction.objective import Objective, Precision
 
 
 @attrs.frozen(kw_only=True)
@@ -42,8 +42,11 @@ class LearningPass(Pass):
     rows: int = attrs.field(
         default=5_120, validator=v.ge(4), metadata={"help": "calibration rows to learn from; all, where fewer"}
     )
-    precision: Literal["float32", "bfloat16"] = attrs.field(
-        default="float32", metadata={"help": "of the arithmetic while learning; the result is checked in float32"}
+    precision: Precision = attrs.field(
+        default="float32",
+        metadata={
+            "help": "of products while learning; `auto`: bfloat16 where the machine has instructions for it"
+        },
     )
     compiled: bool = attrs.field(
         default=False, metadata={"help": "compile each block: pays from some thousand iterations on"}
@@ -74,7 +77,9 @@ class LearningPass(Pass):
 
     def key(self, graph: GraphModule, ctx: PassContext) -> str:
         """A hash of all that determines the result: under it, finished blocks are kept."""
-        parts = [identity(graph, ctx), to_data(self), to_data(ctx.calibration), source_hash("qpass_passes")]
+        half = self.objective().half(ctx.device)
+        options = to_data(attrs.evolve(self, precision="bfloat16" if half else "float32"))
+        parts = [identity(graph, ctx), options, to_data(ctx.calibration), source_hash("qpass_passes")]
         return digest(parts)[:16]
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import attrs
+import torch
 from attrs import validators as v
 from torch import Tensor
 
+from qpass.device import multiplies_bfloat16
+
 Unit = Literal["layer", "block"]
 Fisher = Literal["none", "mean"]
+Precision = Literal["float32", "bfloat16", "auto"]
 
 
 @attrs.frozen(kw_only=True)
@@ -36,10 +40,12 @@ class Objective:
     fisher: Fisher = attrs.field(default="none", validator=v.in_(("none", "mean")))  # weights of the error
     fisher_rows: int = attrs.field(default=128, validator=v.ge(1))
     settle: bool = True  # stop when no rounding variable has anything left to learn
-    precision: Literal["float32", "bfloat16"] = attrs.field(
-        default="float32", validator=v.in_(("float32", "bfloat16"))
-    )
+    precision: Precision = attrs.field(default="float32", validator=v.in_(get_args(Precision)))
     compiled: bool = False
+
+    def half(self, device: torch.device) -> bool:
+        """Whether products are to be in bf16 there: `auto` is where the device has instructions for them."""
+        return self.precision == "bfloat16" or (self.precision == "auto" and multiplies_bfloat16(device))
 
 
 def distance(ours: Tensor, theirs: Tensor, norm: float, weight: Tensor | None = None) -> Tensor:
