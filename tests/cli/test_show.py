@@ -73,10 +73,10 @@ def test_a_recipe_is_spelt_out(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> 
         def toml(self) -> str:
             return "seed = 1\nmemory_budget = '4GB'\n"
 
-    monkeypatch.setattr(qpass.recipe, "read", lambda source, *, catalog: Resolved())
+    monkeypatch.setattr(qpass.recipe, "read", lambda source, *, catalog, preset, overrides: Resolved())
     file = shelf / "gentle.toml"
     file.write_text(file.read_text() + "[presets.fast]\nseed = 2\n")
-    (by_name,) = find("gentle", (), shelf)
+    (by_name,) = find("gentle", (), shelf=shelf)
     (by_path,) = find(str(file), ())
     assert by_name == by_path
     page = render(by_name)
@@ -107,7 +107,23 @@ def test_a_recipe_at_other_bits_is_shown(capsys: pytest.CaptureFixture[str]) -> 
     text = capsys.readouterr().out
     assert "recipe brecq-w3a6" in text
     assert "# brecq-w4a8 with weights of 3 and inputs of 6 bits" in text
+    assert text.startswith("# BRECQ (2102.05426): 3-bit weights, 6-bit activations; ")
     assert tomllib.loads(text)["passes"][0]["weight"] == "int3 channel"
+
+
+def test_a_preset_and_changes_are_applied(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is shown is what `qpass run` with the same options carries out; no pass can be changed so."""
+    changes = ["--preset", "fast", "--set", "passes.*.batch=3"]
+    assert main(["show", "brecq-w4a8", *changes]) == 0
+    text = capsys.readouterr().out
+    assert "# with the preset fast\n" in text
+    assert "not applied" not in text
+    known = catalog()
+    expected = qpass.recipe.read("brecq-w4a8", catalog=known, preset="fast", overrides=["passes.*.batch=3"])
+    assert qpass.recipe.from_data(tomllib.loads(text), catalog=known).data() == expected.data()
+    assert [step.get("batch") for step in tomllib.loads(text)["passes"]] == [None, 3, 3, None]
+    assert main(["show", "brecq", *changes]) == 2
+    assert "'brecq' is a pass, and --preset and --set change recipes" in capsys.readouterr().err
 
 
 def test_a_recipe_with_mistakes_is_an_error(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
