@@ -11,14 +11,11 @@ from attrs import validators as v
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from qpass.errors import PreconditionError
 from qpass.graph import block_module
 from qpass.manager import Pass, PassContext, PassResult
-from qpass.quantizer import Quantizer
 from qpass.slots import layer, slots
-from qpass_passes.fitting import choose_rows, fit_inputs, fit_weights
+from qpass_passes.fitting import FittingOptions, choose_rows
 from qpass_passes.peculiar import peculiar
-from qpass_passes.quantizers.mse import Mse
 from qpass_passes.reconstruction.chain import chain, cut_into
 from qpass_passes.reconstruction.rows import scratch_pool
 from qpass_passes.reconstruction.soft import SoftBlock
@@ -26,7 +23,7 @@ from qpass_passes.reconstruction.streams import Streams
 
 
 @attrs.frozen(kw_only=True)
-class BiasCorrection(Pass):
+class BiasCorrection(FittingOptions, Pass):
     """Add to each bias the mean over calibration rows of what the layer lacks (Nagel et al., 1906.04721, section 4.2).
 
     b_c += E[W x]_c - E[W~ x~]_c for each output channel c, layer after layer: x~ are the inputs that the layers
@@ -43,23 +40,11 @@ class BiasCorrection(Pass):
     rows: int = attrs.field(
         default=1024, validator=v.ge(1), metadata={"help": "calibration rows to average over; all, where fewer"}
     )
-    weight: Quantizer = attrs.field(
-        factory=Mse, metadata={"help": "how scales of weights are fitted where nothing has fitted them"}
-    )
-    input: Quantizer = attrs.field(
-        factory=Mse, metadata={"help": "how scales of inputs are fitted where nothing has fitted them"}
-    )
-    fit_rows: int = attrs.field(
-        default=256, validator=v.ge(1), metadata={"help": "calibration rows the inputs are fitted on"}
-    )
 
     @torch.no_grad()
     def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
         """Roll both models forward, layer by layer; biases are written in the end."""
-        if not any(True for _ in slots(graph)):
-            raise PreconditionError("bias-correction: no node has a spec, so nothing is rounded; see 'assign'")
-        fit_weights(graph, self.weight, ctx)
-        fit_inputs(graph, self.input, self.fit_rows, ctx)
+        self.fit_missing(graph, ctx, self.name, inputs=True)
         samples = choose_rows(ctx.get(ctx.calibration, graph), self.rows, ctx.seed)
         odd = peculiar(graph, samples, ctx.device)
         cut = chain(graph, cut_into(graph, "layer"), samples, ctx.device)

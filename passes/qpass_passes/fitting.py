@@ -7,16 +7,41 @@ from functools import partial
 
 import attrs
 import torch
+from attrs import validators as v
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from qpass.activations import Samples, record
-from qpass.errors import QpassError
+from qpass.errors import PreconditionError, QpassError
 from qpass.kernels import reference
 from qpass.manager import PassContext
 from qpass.quantizer import Batches, QParams, Quantizer
 from qpass.slots import Slot, read_params, slots, weight_of, write_params
 from qpass.timegroups import edges_for
+from qpass_passes.quantizers.mse import Mse
+
+
+@attrs.frozen(kw_only=True, slots=False)  # two bases with slots cannot be joined
+class FittingOptions:
+    """Of a pass that fits what nothing before it has fitted."""
+
+    weight: Quantizer = attrs.field(
+        factory=Mse, metadata={"help": "how scales of weights are fitted where nothing has fitted them"}
+    )
+    input: Quantizer = attrs.field(
+        factory=Mse, metadata={"help": "how scales of inputs are fitted where nothing has fitted them"}
+    )
+    fit_rows: int = attrs.field(
+        default=256, validator=v.ge(1), metadata={"help": "calibration rows the inputs are fitted on"}
+    )
+
+    def fit_missing(self, graph: GraphModule, ctx: PassContext, name: str, *, inputs: bool) -> None:
+        """Fit weights, and inputs where they are rounded; a `PreconditionError` of that pass where nothing is."""
+        if not any(True for _ in slots(graph)):
+            raise PreconditionError(f"{name}: no node has a spec, so nothing is rounded; see 'assign'")
+        fit_weights(graph, self.weight, ctx)
+        if inputs:
+            fit_inputs(graph, self.input, self.fit_rows, ctx)
 
 
 def fit_weights(graph: GraphModule, quantizer: Quantizer, ctx: PassContext) -> int:

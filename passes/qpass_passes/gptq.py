@@ -10,16 +10,12 @@ from attrs import validators as v
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from qpass.errors import PreconditionError
 from qpass.graph import block_module
 from qpass.graph.tensors import put
 from qpass.kernels import reference
 from qpass.manager import Pass, PassContext, PassResult
-from qpass.quantizer import Quantizer
-from qpass.slots import slots
-from qpass_passes.fitting import choose_rows, fit_inputs, fit_weights
+from qpass_passes.fitting import FittingOptions, choose_rows
 from qpass_passes.peculiar import peculiar
-from qpass_passes.quantizers.mse import Mse
 from qpass_passes.reconstruction.chain import chain, cut_into
 from qpass_passes.reconstruction.rows import runs, scratch_pool
 from qpass_passes.reconstruction.soft import SoftBlock, SoftLayer
@@ -29,7 +25,7 @@ WIDTH = 128  # columns that are finished together before the rest is brought up 
 
 
 @attrs.frozen(kw_only=True)
-class Gptq(Pass):
+class Gptq(FittingOptions, Pass):
     """Minimise ||W X - W~ X||² layer by layer with the inverse of H = 2 X X^T (Frantar et al., 2210.17323).
 
     X (inputs x rows) are the layer's inputs as the layers before it, already rounded, give them; of a convolution,
@@ -55,24 +51,11 @@ class Gptq(Pass):
     activations: bool = attrs.field(
         default=True, metadata={"help": "whether inputs are rounded in what layers are given"}
     )
-    weight: Quantizer = attrs.field(
-        factory=Mse, metadata={"help": "how scales of weights are fitted where nothing has fitted them"}
-    )
-    input: Quantizer = attrs.field(
-        factory=Mse, metadata={"help": "how scales of inputs are fitted where nothing has fitted them"}
-    )
-    fit_rows: int = attrs.field(
-        default=256, validator=v.ge(1), metadata={"help": "calibration rows the inputs are fitted on"}
-    )
 
     @torch.no_grad()
     def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
         """Roll the rounded model forward, layer by layer, and leave codes at the weights' slots."""
-        if not any(True for _ in slots(graph)):
-            raise PreconditionError("gptq: no node has a spec, so nothing is rounded; see 'assign'")
-        fit_weights(graph, self.weight, ctx)
-        if self.activations:
-            fit_inputs(graph, self.input, self.fit_rows, ctx)
+        self.fit_missing(graph, ctx, self.name, inputs=self.activations)
         samples = choose_rows(ctx.get(ctx.calibration, graph), self.rows, ctx.seed)
         odd = peculiar(graph, samples, ctx.device)
         cut = chain(graph, cut_into(graph, "layer"), samples, ctx.device)

@@ -18,7 +18,7 @@ from qpass.manager import PassContext, PassResult
 from qpass.sampling import generator
 from qpass.slots import slots
 from qpass_passes.calibration.from_sampling import FromSampling, rows
-from qpass_passes.fitting import choose_rows, fit_inputs, fit_weights
+from qpass_passes.fitting import choose_rows
 from qpass_passes.peculiar import peculiar
 from qpass_passes.reconstruction.engine import Reconstruction
 from qpass_passes.reconstruction.learning import JointOptions, LearningPass, told
@@ -78,10 +78,7 @@ class Par(JointOptions, LearningPass):
 
     def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
         """Sample and reconstruct, round by round."""
-        if not any(True for _ in slots(graph)):
-            raise PreconditionError("par: no node has a spec, so there is nothing to learn; see 'assign'")
-        fit_weights(graph, self.weight, ctx)
-        fit_inputs(graph, self.input, self.fit_rows, ctx)
+        self.fit_missing(graph, ctx, self.name, inputs=True)
         assert isinstance(ctx.calibration, FromSampling)
         chosen = ctx.calibration.chosen(ctx.reference, ctx)
         notes: dict[str, Any] = {}

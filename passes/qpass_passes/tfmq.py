@@ -13,7 +13,6 @@ from qpass.graph import block_of, depends_on
 from qpass.graph.nodes import compute_nodes
 from qpass.manager import PassContext, PassResult
 from qpass.slots import spec_of
-from qpass_passes.fitting import fit_inputs, fit_weights
 from qpass_passes.reconstruction.engine import Reconstruction
 from qpass_passes.reconstruction.learning import LearningPass, RoundingOptions, told
 from qpass_passes.reconstruction.objective import Objective
@@ -48,8 +47,7 @@ class Tfmq(RoundingOptions, LearningPass):
         refined = [n for n in graph.graph.nodes if spec_of(n) and (n in nodes or self.every_input)]
         for node in refined:
             _per_step(node, steps)
-        fit_weights(graph, self.weight, ctx)
-        fit_inputs(graph, self.input, self.fit_rows, ctx)
+        self.fit_missing(graph, ctx, self.name, inputs=True)
         notes = {"timesteps": steps, "inputs with a scale per timestep": len(refined), "blocks": {}}
         if any(spec_of(node) for node in nodes):
             block = block_of(graph, nodes, NAME)

@@ -14,13 +14,11 @@ from torch.fx import GraphModule
 from qpass.errors import PreconditionError, did_you_mean
 from qpass.images.drawn import identity
 from qpass.manager import Pass, PassContext, PassResult
-from qpass.quantizer import Quantizer
 from qpass.recipe.structure import to_data
 from qpass.run.fingerprint import digest, source_hash
 from qpass.slots import slots
-from qpass_passes.fitting import choose_rows, fit_inputs, fit_weights
+from qpass_passes.fitting import FittingOptions, choose_rows
 from qpass_passes.peculiar import peculiar
-from qpass_passes.quantizers.mse import Mse
 from qpass_passes.reconstruction.block import Trace
 from qpass_passes.reconstruction.chain import cut_into
 from qpass_passes.reconstruction.engine import Reconstruction
@@ -28,7 +26,7 @@ from qpass_passes.reconstruction.objective import Objective, Precision
 
 
 @attrs.frozen(kw_only=True)
-class LearningPass(Pass):
+class LearningPass(FittingOptions, Pass):
     """A pass that learns rounding or step sizes; the rest of the graph is left as it is."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"specs"})
@@ -53,15 +51,6 @@ class LearningPass(Pass):
     )
     settle: bool = attrs.field(
         default=True, metadata={"help": "stop early where no rounding has anything left to learn"}
-    )
-    weight: Quantizer = attrs.field(
-        factory=Mse, metadata={"help": "how scales of weights are fitted where nothing has fitted them"}
-    )
-    input: Quantizer = attrs.field(
-        factory=Mse, metadata={"help": "how scales of inputs are fitted where nothing has fitted them"}
-    )
-    fit_rows: int = attrs.field(
-        default=256, validator=v.ge(1), metadata={"help": "calibration rows the inputs are fitted on"}
     )
 
     @abstractmethod
@@ -131,12 +120,8 @@ class ChainPass(LearningPass):
 
     def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
         """Fit, learn, and leave codes and step sizes at their slots."""
-        if not any(True for _ in slots(graph)):
-            raise PreconditionError(f"{self.name}: no node has a spec, so there is nothing to learn; see 'assign'")
         objective = self.objective()
-        fit_weights(graph, self.weight, ctx)
-        if objective.activations:
-            fit_inputs(graph, self.input, self.fit_rows, ctx)
+        self.fit_missing(graph, ctx, self.name, inputs=objective.activations)
         samples = choose_rows(ctx.get(ctx.calibration, graph), self.rows, ctx.seed)
         made = Reconstruction(
             graph=graph, samples=samples, objective=objective, ctx=ctx, key=self.key(graph, ctx), match=self.only
