@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +53,8 @@ passes.simulate.rows = 16
 dtype = "bfloat16"
 use = "cifar10-dit"
 """
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `faults`
 
 
 @pytest.fixture(scope="session")
