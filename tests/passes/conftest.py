@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import attrs
@@ -16,6 +18,8 @@ from qpass.activations import Samples
 from qpass.analysis import Analyses, Analysis
 from qpass.graph import trace
 from qpass.manager import PassManager
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `learned`
 
 LARGE = torch.ones(16).index_fill(0, torch.tensor([3, 9]), 100.0)  # the size of each channel
 

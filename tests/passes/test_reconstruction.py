@@ -1,13 +1,13 @@
-"""The engine learns what brute force finds, leaves what `simulate` carries out, and resumes to the same bytes."""
+"""The engine learns what brute force finds, and leaves what `simulate` carries out."""
 
 from __future__ import annotations
 
-import copy
 import itertools
 
 import attrs
 import pytest
 import torch
+from learned import FEW, bytes_of, prepared, run
 from qpass_passes.adaround import AdaRound
 from qpass_passes.assign import Assign
 from qpass_passes.brecq import Brecq
@@ -18,65 +18,17 @@ from qpass_passes.qdrop import QDrop
 from qpass_passes.quantizers.mse import Mse
 from qpass_passes.reconstruction import Objective, Reconstruction, engine, reconstruct
 from qpass_passes.reconstruction.chain import chain, cut_into
-from qpass_passes.reconstruction.rows import FileRows, MemoryRows, Pool
+from qpass_passes.reconstruction.rows import Pool
 from qpass_passes.reconstruction.soft import SoftBlock
 from qpass_passes.reconstruction.streams import Streams
 from qpass_passes.simulate import Simulate
 from torch import nn
 
 from qpass.activations import Samples
-from qpass.artifact.folder import Artifact, load_artifact, save
 from qpass.errors import PreconditionError
 from qpass.graph import block_module, trace
-from qpass.manager import PassManager
 from qpass.progress import Task
 from qpass.slots import find, slots, weight_of
-
-FEW = {"iterations": 30, "batch": 8, "rows": 32}
-
-
-def prepared(context, **options):
-    """The context's graph with specs, ready for a pass that learns."""
-    graph = copy.deepcopy(context.reference)
-    return Assign(**{"weight": "int4 channel", "input": "int8 tensor", **options}).run(graph, context).graph
-
-
-def run(context, *passes, **options):
-    """The graph after `assign` and these."""
-    return PassManager(passes).run(prepared(context, **options), context).graph
-
-
-def bytes_of(graph):
-    return {name: tensor.numpy().tobytes() for name, tensor in graph.named_buffers()}
-
-
-@pytest.mark.parametrize("budget", [10**9, 0], ids=["memory", "files"])
-def test_rows_come_back(tmp_path, budget):
-    """Written in pieces, read in any order, on either side of the budget; a file goes when it is closed."""
-    pool = Pool(budget, tmp_path / "rows")
-    source = torch.Generator().manual_seed(0)
-    for dtype in (torch.float32, torch.int64, torch.bfloat16):
-        values = torch.randn(10, 3, 4, generator=source).mul(100).to(dtype)
-        rows = pool.rows(10, values[:2], 300.0)
-        for start in (0, 4, 8):
-            rows.write(start, values[start : start + 4])
-        index = torch.tensor([7, 0, 9, 7])
-        expected = values.half().float() if budget == 0 and dtype == torch.float32 else values
-        assert torch.equal(rows.read(index), expected[index])
-        rows.close()
-    assert pool.used == 0
-    assert not list(tmp_path.rglob("*.bin"))
-
-
-def test_values_beyond_fp16_keep_their_dtype(tmp_path):
-    """A file holds fp16 where the values seen are small enough, and fp32 where they are not."""
-    pool = Pool(0, tmp_path)
-    for largest, expected in ((1e3, torch.float16), (1e5, torch.float32)):
-        rows = pool.rows(2, torch.zeros(2, 5), largest)
-        assert isinstance(rows, FileRows)
-        assert rows.kept == expected
-        rows.close()
-    assert isinstance(Pool(40, tmp_path).rows(2, torch.zeros(2, 5), 1e5), MemoryRows)
 
 
 @pytest.mark.parametrize("unit", ["block", "layer"])
@@ -231,93 +183,6 @@ def test_layers_that_are_called_twice_are_rounded_once(context):
     again = Brecq(**FEW).run(graph, context)
     assert again.notes["blocks"] == {}
     assert bytes_of(graph) == first
-
-
-def test_interrupted_and_resumed(context, tmp_path, monkeypatch):
-    """Stopped in the middle of the third block and started again, it gives the bytes of an unbroken run."""
-    whole = run(attrs.evolve(context, scratch=tmp_path / "whole"), QDrop(**FEW))
-    broken = attrs.evolve(context, scratch=tmp_path / "broken")
-    real, calls = engine.reconstruct, []
-
-    class KilledError(Exception):
-        pass
-
-    def reconstruct(soft, data, objective, targets, seed, task):
-        calls.append(soft.block.name)
-        if len(calls) == 3:
-            real(soft, data, attrs.evolve(objective, iterations=10), targets, seed, task)
-            raise KilledError
-        return real(soft, data, objective, targets, seed, task)
-
-    monkeypatch.setattr(engine, "reconstruct", reconstruct)
-    with pytest.raises(KilledError):
-        run(broken, QDrop(**FEW))
-    finished = calls[:2]
-    calls[:] = ["", "", ""]
-    resumed = run(broken, QDrop(**FEW))
-    assert not set(finished) & set(calls)
-    assert bytes_of(resumed) == bytes_of(whole)
-
-
-def test_checkpoints_are_found_by_what_determines_them(context, tmp_path):
-    """Under one key for a graph that was kept as a stage and loaded again; under another where a spec differs."""
-    step = QDrop(**FEW)
-    graph = prepared(context, input="int8 token dynamic")
-    save(Artifact(graph=graph), tmp_path / "stage", context.catalog)
-    again = load_artifact(tmp_path / "stage", context.catalog).graph
-    assert again.code != graph.code
-    assert step.key(again, context) == step.key(graph, context)
-    assert step.key(prepared(context, input="int6 token dynamic"), context) != step.key(graph, context)
-
-
-def test_an_interruption_leaves_no_rows_behind(context, tmp_path, monkeypatch):
-    """Stopped from the keyboard, a pass takes its files on disk with it."""
-
-    def stopped(*_):
-        assert list(tmp_path.rglob("*.bin"))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(engine, "reconstruct", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        run(attrs.evolve(context, scratch=tmp_path, memory_budget=0), Brecq(**FEW))
-    assert not list(tmp_path.rglob("*.bin"))
-
-
-def test_a_damaged_checkpoint_is_learned_again(context, tmp_path):
-    """It is not trusted; the result is the same."""
-    context = attrs.evolve(context, scratch=tmp_path)
-    whole = run(context, Brecq(**FEW))
-    for file in sorted(tmp_path.rglob("*.safetensors"))[:2]:
-        raw = bytearray(file.read_bytes())
-        raw[-1] ^= 1
-        file.write_bytes(bytes(raw))
-    assert bytes_of(run(context, Brecq(**FEW))) == bytes_of(whole)
-
-
-def test_on_disk_it_learns_the_same_but_for_fp16(context, tmp_path):
-    """With no memory for rows at all, they lie in files, which are gone afterwards; the losses agree."""
-    found = {}
-    for name, budget in (("memory", 4 << 30), ("disk", 0)):
-        ctx = attrs.evolve(context, scratch=tmp_path / name, memory_budget=budget)
-        graph = prepared(context)
-
-        fit_weights(graph, Mse(), context)
-        objective = Brecq(**FEW).objective()
-        samples = context.get(context.calibration, graph)
-        traces = Reconstruction(graph=graph, samples=samples, objective=objective, ctx=ctx, key="k").run()
-        found[name] = torch.tensor([[one.before, one.after] for one in traces])
-    assert torch.allclose(found["memory"], found["disk"], rtol=0.05)
-    assert not list(tmp_path.rglob("*.bin"))
-
-
-def test_the_same_seed_gives_the_same_bytes(context, tmp_path):
-    """And another seed others."""
-    graphs = [
-        bytes_of(run(attrs.evolve(context, scratch=tmp_path / str(n), seed=seed), QDrop(**FEW)))
-        for n, seed in enumerate((0, 0, 1))
-    ]
-    assert graphs[0] == graphs[1]
-    assert graphs[0] != graphs[2]
 
 
 def test_step_sizes_stay_positive(context):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
-from qpass_passes.assign import Assign
+from learned import prepared
 from qpass_passes.brecq import Brecq
 from qpass_passes.simulate import Simulate
 from qpass_passes.tfmq import NAME, Tfmq, distinct, temporal
@@ -15,10 +13,6 @@ from qpass.manager import PassManager
 from qpass.slots import layer, slots, spec_of
 
 FEW = {"iterations": 30, "batch": 4, "rows": 32}
-
-
-def prepared(context):
-    return Assign(weight="int4 channel", input="int8 tensor").run(copy.deepcopy(context.reference), context).graph
 
 
 def test_the_block_of_a_unet(context):

@@ -11,6 +11,8 @@ import pytest
 
 from qpass.plugins import Catalog, catalog
 
+sys.path.insert(0, str(Path(__file__).parent))  # for `faults`
+
 RECIPE = """
 seed = 3
 memory_budget = "1GB"
@@ -53,8 +55,6 @@ passes.simulate.rows = 16
 dtype = "bfloat16"
 use = "cifar10-dit"
 """
-
-sys.path.insert(0, str(Path(__file__).parent))  # for `faults`
 
 
 @pytest.fixture(scope="session")
