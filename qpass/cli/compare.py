@@ -23,6 +23,14 @@ from qpass.cli import options, recipes
     help="Carry out every recipe on this model, whichever is its own. May be given several times.",
 )
 @click.option(
+    "--seed",
+    "seeds",
+    multiple=True,
+    type=int,
+    metavar="N",
+    help="Carry out every recipe with this seed. May be given several times: the table then has means.",
+)
+@click.option(
     "--out",
     metavar="DIR",
     required=True,
@@ -37,6 +45,7 @@ from qpass.cli import options, recipes
 def command(
     recipe: tuple[str, ...],
     models: tuple[str, ...],
+    seeds: tuple[int, ...],
     out: Path,
     preset: str | None,
     overrides: tuple[str, ...],
@@ -49,12 +58,16 @@ def command(
     share its trace, its calibration set, its images and what was measured on them. All recipes are checked before
     anything is loaded. A run that fails stops no other: the table has its error, and the exit code is 2.
 
+    With --seed each pair has a run for each seed, in DIR/<recipe>-<model>-seed<N>, all pairs with the first seed
+    first; the table then has the mean and the standard deviation of each figure.
+
     The same command again keeps what is finished, goes on where a run was interrupted, and tries again what failed.
 
     \b
     Examples:
       qpass compare w8a8 w6a6 w4a8 w4a4 --out runs/bits
       qpass compare w8a8 mine.toml --model cifar10-unet --model cifar10-dit --out runs/mine --preset fast
+      qpass compare brecq-w4a4 qdrop-w4a4 --seed 0 --seed 1 --seed 2 --out runs/seeds --preset fast
       qpass compare w4a4 w4a8 --model diffusers:path=models/mine --out runs/bits --set sampling.steps=50
 
     KEY and VALUE of --set are as in `qpass run`, and apply to every recipe; those of --model are options of the model.
@@ -62,10 +75,10 @@ def command(
     \b
     It writes into DIR
       compare.md          the table, as markdown
-      compare.json        schema, and cells: recipe, model, folder, status (done, failed or waiting), error, metrics
-                          as in report.json, and what varies between equal runs: seconds of the passes, total_seconds,
-                          peak_memory_mb, resumed, and timed, the metrics of timings.json
-      <recipe>-<model>/   the folder of each run, as `qpass run` makes it
+      compare.json        schema, and cells: recipe, model, seed, folder, status (done, failed or waiting), error,
+                          metrics as in report.json, and what varies between equal runs: seconds of the passes,
+                          total_seconds, peak_memory_mb, resumed, and timed, the metrics of timings.json
+      <recipe>-<model>/   the folder of each run, as `qpass run` makes it; with -seed<N> where seeds were given
       shared/             what runs on one model share; it can be removed
     """
     from rich.console import Console
@@ -80,7 +93,9 @@ def command(
     from qpass.progress import LineProgress
     from qpass.report.data import to_json
 
-    cells = plan(recipe, models, catalog=options.catalog(plugins), out=out, preset=preset, overrides=overrides)
+    cells = plan(
+        recipe, models, catalog=options.catalog(plugins), out=out, preset=preset, overrides=overrides, seeds=seeds
+    )
     select_device(device)
 
     def keep(document: Mapping[str, Any]) -> None:

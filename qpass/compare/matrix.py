@@ -70,7 +70,9 @@ def compare(
 
 
 def _names(cell: Cell) -> dict[str, Any]:
-    return {"recipe": cell.recipe.name, "model": cell.model, "folder": cell.folder.name}
+    return {
+        "recipe": cell.recipe.name, "model": cell.model, "seed": cell.recipe.seed, "folder": cell.folder.name,
+    }  # fmt: skip
 
 
 def _headline(place: int, cell: Cell, found: Sequence[Mapping[str, Any]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import attrs
@@ -27,17 +28,21 @@ class Choice:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Cell:
-    """One recipe on one model, and the folder of its run. `source` and `overrides` make `recipe` once more."""
+    """One recipe on one model, and the folder of its run. `source` and `overrides` make `recipe` once more.
+
+    `seed` is set where it was asked for, and not the recipe's own.
+    """
 
     source: str
     overrides: tuple[str, ...]
     recipe: Recipe
     model: str
     folder: Path
+    seed: int | None = None
 
     @property
     def title(self) -> str:
-        return f"{self.recipe.name} on {self.model}"
+        return f"{self.recipe.name} on {self.model}" + ("" if self.seed is None else f", seed {self.seed}")
 
 
 def choice(text: str) -> Choice:
@@ -69,9 +74,15 @@ def plan(
     out: Path,
     preset: str | None = None,
     overrides: Sequence[str] = (),
+    seeds: Sequence[int] = (),
 ) -> tuple[Cell, ...]:
-    """The cells, those of one model together, in the order given; one `RecipeError` lists every mistake in them."""
+    """The cells, those of one model together, in the order given; one `RecipeError` lists every mistake in them.
+
+    Where there are `seeds`, each recipe has a cell for each of them; all recipes come with the first one first.
+    """
     problems: list[str] = []
+    if seeds and any(text.partition("=")[0].strip() == "seed" for text in overrides):
+        problems.append("--set seed has no place beside --seed; leave one of them out")
     choices: list[Choice | None] = []
     for text in models:
         try:
@@ -80,21 +91,22 @@ def plan(
             problems.append(str(error))
     cells: list[Cell] = []
     wrong: dict[str, list[str]] = {}  # a problem, and the recipes it was met in
-    for chosen in choices or [None]:
-        for source in sources:
-            changes = (*(chosen.overrides if chosen else ()), *overrides)
-            try:
-                recipe = read(source, catalog=catalog, preset=preset, overrides=changes)
-                if chosen and recipe.model.name != chosen.name:
-                    raise RecipeError("--set model.use has no place beside --model; leave one of them out")
-            except RecipeError as error:
-                for problem in error.problems:
-                    met = wrong.setdefault(problem, [])
-                    met += [] if source in met else [source]
-                continue
-            label = chosen.label if chosen else recipe.model.name
-            folder = out / f"{recipe.name}-{label}"
-            cells.append(Cell(source=source, overrides=changes, recipe=recipe, model=label, folder=folder))
+    own_seeds: Sequence[int | None] = seeds or (None,)
+    for chosen, seed, source in product(choices or [None], own_seeds, sources):
+        own = () if seed is None else (f"seed={seed}",)
+        changes = (*(chosen.overrides if chosen else ()), *overrides, *own)
+        try:
+            recipe = read(source, catalog=catalog, preset=preset, overrides=changes)
+            if chosen and recipe.model.name != chosen.name:
+                raise RecipeError("--set model.use has no place beside --model; leave one of them out")
+        except RecipeError as error:
+            for problem in error.problems:
+                met = wrong.setdefault(problem, [])
+                met += [] if source in met else [source]
+            continue
+        label = chosen.label if chosen else recipe.model.name
+        folder = out / f"{recipe.name}-{label}{'' if seed is None else f'-seed{seed}'}"
+        cells.append(Cell(source=source, overrides=changes, recipe=recipe, model=label, folder=folder, seed=seed))
     everywhere = len(set(sources)) if len(set(sources)) > 1 else None
     for problem, met in wrong.items():
         problems.append(problem if len(met) == everywhere else f"{', '.join(met)}: {problem}")
@@ -109,7 +121,9 @@ def plan(
 def _way_out(cells: Sequence[Cell], folder: Path) -> str:
     sources = {cell.source for cell in cells if cell.folder == folder}
     return (
-        "name each recipe and model once" if len(sources) == 1 else "rename one of " + ", ".join(sorted(sources))
+        "name each recipe, model and seed once"
+        if len(sources) == 1
+        else "rename one of " + ", ".join(sorted(sources))
     )
 
 

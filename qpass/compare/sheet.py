@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
 
+from qpass.compare.seeds import over_seeds
 from qpass.protocol import differences
 from qpass.report.human import NONE, duration, number
 
@@ -69,14 +71,17 @@ class Sheet:
         if figure is None:
             return ""
         text = number(figure["value"], column.unit) if figure["value"] is not None else NONE
+        if figure.get("spread"):
+            text += f" ± {number(figure['spread'], column.unit)}"
         mark = self.marks.get((index, column.key))
         return f"{text} [{mark}]" if mark else text
 
 
 def sheet(cells: Sequence[Mapping[str, Any]]) -> Sheet:
-    """The sheet of the cells of a comparison, as its document has them."""
-    columns = _columns(cells)
-    rows = tuple(_rows(cells, columns))
+    """The sheet of the cells of a comparison, as its document has them; those that differ in seed share a row."""
+    merged = over_seeds(cells)
+    columns = _columns(merged)
+    rows = tuple(_rows(merged, columns))
     notes, marks = _notes(rows, columns)
     return Sheet(columns=columns, rows=rows, notes=(*notes, *_remarks(cells)), marks=marks)
 
@@ -167,8 +172,12 @@ def _notes(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[list[str], d
 
 def _remarks(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What else a reader must know of the figures."""
+    alike = Counter((cell["recipe"], cell["model"]) for cell in cells)
+    if several := max(alike.values(), default=1) > 1:
+        seeds = ", ".join(str(seed) for seed in sorted({cell["seed"] for cell in cells}))
+        yield f"figures are means over the seeds {seeds} ± their standard deviation, where they are not all equal"
     for cell in cells:
-        title = f"{cell['recipe']} on {cell['model']}"
+        title = f"{cell['recipe']} on {cell['model']}" + (f", seed {cell['seed']}" if several else "")
         if cell["status"] == "failed":
             yield f"{title} failed: {cell['error']}"
         elif cell["status"] == "waiting":

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from qpass.compare.matrix import VARYING
+from qpass.report.human import number
 
 QPASS = Path(sys.executable).with_name("qpass")
 RECIPE = """
@@ -205,6 +206,19 @@ def test_a_cell_is_an_ordinary_run(shop: Shop, done: Done, tmp_path: Path) -> No
     for name in ("report.json", "recipe.toml", "artifact/qpass.json", "artifact/model.safetensors"):
         cell = done.out / "obeys-diffusers-two" / name
         assert cell.read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+
+def test_a_run_for_each_seed(shop: Shop, tmp_path: Path) -> None:
+    """Each in its folder, with images of its own; the table has the mean and the deviation of both."""
+    out = tmp_path / "seeds"
+    command = [*shop.command(out, recipes="plain"), "--seed", "1", "--seed", "2"]
+    subprocess.run(command, check=True, capture_output=True, env=ENVIRONMENT)
+    rows = cells(out)
+    assert [(row["seed"], row["folder"]) for row in rows] == [(n, f"plain-diffusers-one-seed{n}") for n in (1, 2)]
+    one, two = (next(m["value"] for m in row["metrics"] if m["name"] == "psnr") for row in rows)
+    assert one != two
+    mean, deviation = (one + two) / 2, abs(one - two) / 2**0.5
+    assert f"| {number(mean, 'dB')} ± {number(deviation, 'dB')} |" in (out / "compare.md").read_text()
 
 
 def test_the_same_again_runs_nothing(shop: Shop, done: Done, tmp_path: Path) -> None:

@@ -65,12 +65,32 @@ def test_every_mistake_is_listed_once(catalog):
 
 def test_two_cells_in_one_folder(catalog, tmp_path):
     """A recipe or model named twice, and two recipe files of one name, are refused with the way out."""
-    twice = "2 cells would have the folder 'w4a4-cifar10-unet'; name each recipe and model once"
+    twice = "2 cells would have the folder 'w4a4-cifar10-unet'; name each recipe, model and seed once"
     assert problems(catalog, "w4a4", "w4a4") == [twice]
     assert problems(catalog, "w4a4", models=["cifar10-unet"] * 2) == [twice]
     (tmp_path / "w4a4.toml").write_text('model = "cifar10-unet"\npasses = ["assign"]\n')
     (found,) = problems(catalog, "w4a4", str(tmp_path / "w4a4.toml"))
     assert found.endswith(f"; rename one of {tmp_path / 'w4a4.toml'}, w4a4")
+
+
+def test_a_cell_for_each_seed(catalog):
+    """All recipes with the first seed come first; a seed named twice, or in two ways, is a mistake."""
+    cells = plan(["w4a4", "w8a8"], catalog=catalog, out=Path("out"), seeds=[5, 2])
+    assert [(cell.folder.name, cell.recipe.seed) for cell in cells] == [
+        ("w4a4-cifar10-unet-seed5", 5), ("w8a8-cifar10-unet-seed5", 5),
+        ("w4a4-cifar10-unet-seed2", 2), ("w8a8-cifar10-unet-seed2", 2),
+    ]  # fmt: skip
+    assert cells[2].title == "w4a4 on cifar10-unet, seed 2"
+    assert cells[2].overrides == ("seed=2",)
+    assert problems(catalog, "w4a4", seeds=[1, 1]) == [
+        "2 cells would have the folder 'w4a4-cifar10-unet-seed1'; name each recipe, model and seed once"
+    ]
+    assert problems(catalog, "w4a4", seeds=[1], overrides=["seed=2"]) == [
+        "--set seed has no place beside --seed; leave one of them out"
+    ]
+    assert problems(catalog, "w4a4", "w8a8", seeds=[-1]) == [
+        "seed must be a whole number from 0 to 2**63 - 1, not -1"
+    ]
 
 
 def test_a_model_named_in_two_ways(catalog):

@@ -23,7 +23,16 @@ def metric(
 
 def cell(recipe: str, model: str, *metrics: Any, **rest: Any) -> dict[str, Any]:
     done = {"status": "done", "seconds": 2.0, "total_seconds": 9.0, "peak_memory_mb": 500.0, "resumed": False}
-    return {**WAITING, "recipe": recipe, "model": model, **done, "timed": [], "metrics": list(metrics), **rest}
+    return {
+        **WAITING,
+        "recipe": recipe,
+        "model": model,
+        "seed": 0,
+        **done,
+        "timed": [],
+        "metrics": list(metrics),
+        **rest,
+    }
 
 
 def texts(found: Sheet) -> list[list[str]]:
@@ -101,7 +110,7 @@ def test_cells_without_figures() -> None:
     found = sheet([
         cell("a", "m", status="failed", error="no | such layer", seconds=None, peak_memory_mb=None),
         cell("b", "m", metric("fid", 1.0), resumed=True),
-        {**WAITING, "recipe": "c", "model": "m"},
+        {**WAITING, "recipe": "c", "model": "m", "seed": 0},
     ])  # fmt: skip
     assert [row[1:] for row in texts(found)] == [["a", "", "", ""], ["b", "1", "2.0 s", "500"], ["c", "", "", ""]]
     lines = markdown(found).splitlines()
@@ -111,6 +120,33 @@ def test_cells_without_figures() -> None:
         "- b on m was interrupted: its process peak is that of the process that finished it",
         "- c on m has not been carried out yet",
     ]
+
+
+def test_seeds_share_a_row() -> None:
+    """Of 1, 2 and 6 the mean is 3 and the deviation the root of (4 + 1 + 9) / 2; what is equal has none."""
+
+    def run(seed: int, recipe: str, fid: float | None, **rest: Any) -> dict[str, Any]:
+        metrics = [
+            metric("fid", 9.0 + seed, "original", seed=seed),
+            metric("fid", fid, seed=seed),
+            metric("mb", 0.5),
+        ]
+        return cell(recipe, "m", *metrics, seed=seed, **rest)
+
+    found = sheet([
+        run(0, "a", 1.0), run(0, "b", 4.0), run(1, "a", 2.0, seconds=5.0, peak_memory_mb=700.0), run(1, "b", None),
+        run(2, "a", 6.0), {**WAITING, "recipe": "b", "model": "m", "seed": 2},
+    ])  # fmt: skip
+    assert texts(found) == [
+        ["m", "original", "10 ± 1", "", "", ""],
+        ["m", "a", "3 ± 2.646", "0.5", "3.0 s", "700"],
+        ["m", "b", "–", "0.5", "2.0 s", "500"],
+    ]
+    assert found.marks == {}
+    assert found.notes[:2] == (
+        "figures are means over the seeds 0, 1, 2 ± their standard deviation, where they are not all equal",
+        "b on m, seed 2 has not been carried out yet",
+    )
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
