@@ -97,6 +97,8 @@ class ModelAdapter(ABC):
         if reason := self.cannot_sample():
             raise ModelError(reason)
         sampler = self.sampler()
+        if sampling.precision == "bfloat16":
+            denoise = _in_bfloat16(denoise, device)
         if sampling.compiled:
             # one size of batch at a time: fixed shapes make faster code, and the last batch alone is another
             denoise = torch.compile(denoise, dynamic=False)
@@ -112,3 +114,13 @@ class ModelAdapter(ABC):
                     task.advance(len(indices))
                 assert x is not None  # a sampling has at least one step
                 yield sampler.decode(x).cpu()
+
+
+def _in_bfloat16(denoise: Denoise, device: torch.device) -> Denoise:
+    """The same function with its products in bf16; its weights and what is summed stay as they are."""
+
+    def cast(*inputs: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return denoise(*inputs)
+
+    return cast

@@ -106,6 +106,13 @@ class Sampling:
             "help": "compile the model that draws: takes a minute or two, and pays from some hundred images on"
         },
     )
+    precision: str = attrs.field(
+        default="model",
+        validator=v.in_(("model", "bfloat16")),
+        metadata={
+            "help": "bfloat16: what draws multiplies in bf16, twice as fast where the machine has instructions for it"
+        },
+    )
 
     def __attrs_post_init__(self) -> None:
         known = SPACINGS[self.scheduler]
