@@ -142,15 +142,22 @@ def ranges(batches: Batches, groups: int) -> Ranges:
 
 
 def summarise(
-    batches: Batches, spec: QuantSpec, bins: int = 4096, exact_below: int = 1 << 22, most: int = 1 << 24
+    batches: Batches,
+    spec: QuantSpec,
+    bins: int = 4096,
+    exact_below: int = 1 << 22,
+    most: int = 1 << 24,
+    crowd: int = 1 << 10,
 ) -> Summary:
     """Stream values into ranges, then into histograms; a small single-group set is kept as it is.
 
+    Small is `exact_below` values, and as many as `crowd` for each bin that the histogram would have.
     Where there are many sets they have fewer bins, 256 at least, so that all together are `most`.
     """
     found = ranges(batches, spec.time_groups)
     low, high = found.low, found.high
-    if spec.time_groups == 1 and found.batches == 1 and found.total <= exact_below:
+    small = found.total <= min(exact_below, crowd * bins * low.numel())
+    if spec.time_groups == 1 and found.batches == 1 and small:
         only = next(iter(batches()))[0].float()
         # (B, K, M) as (1, K, B * M)
         kept = only.transpose(0, 1).reshape(1, only.shape[1], -1)

@@ -58,6 +58,19 @@ def soft_quantize(
     return ((codes - zero) * scale).to(weight.dtype)
 
 
+def ends(
+    weight: Tensor, scale: Tensor, zero: Tensor, low: int | Tensor, high: int | Tensor
+) -> tuple[Tensor, Tensor]:
+    """`soft_quantize` at h = 0, and how much more it is at h = 1: between them it is a line in h.
+
+    >>> ends(torch.tensor([0.75, 9.0]), torch.tensor(0.5), torch.tensor(0.0), 0, 7)
+    (tensor([0.5000, 3.5000]), tensor([0.5000, 0.0000]))
+    """
+    floor = _ratio(weight, scale).floor() + zero
+    down, up = clip(floor, low, high), clip(floor + 1, low, high)
+    return (down - zero) * scale, (up - down) * scale
+
+
 def harden(
     weight: Tensor, v: Tensor, scale: Tensor, zero: Tensor, low: int | Tensor, high: int | Tensor
 ) -> Tensor:

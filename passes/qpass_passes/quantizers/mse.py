@@ -19,7 +19,7 @@ class Mse(Quantizer):
     """Shrink the full range by 1 - 0.01 i, i = 0..79, and keep what minimises sum |x - Q(x)|^p.
 
     This is the search of BRECQ's and Q-Diffusion's code, where p = 2.4. Small tensors are searched on their
-    values, large ones on a 4,096-bin histogram.
+    values, large ones on a histogram of 4,096 bins.
     """
 
     name: ClassVar[str] = "mse"
@@ -35,7 +35,9 @@ class Mse(Quantizer):
 
     def fit(self, batches: Batches, spec: QuantSpec) -> QParams:
         """Parameters of the range with the least error, for each parameter set by itself."""
-        return search(summarise(batches, spec), spec, self.steps, self.shrink, self.norm)
+        # the bins of a histogram are even, as most formats are; every value is gone through once for each range
+        crowd = 16 if spec.kind == "affine" else 1 << 10
+        return search(summarise(batches, spec, crowd=crowd), spec, self.steps, self.shrink, self.norm)
 
 
 def search(summary: Summary, spec: QuantSpec, steps: int, shrink: float, norm: float) -> QParams:

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from qpass.progress import Task
+from qpass_passes.reconstruction.gradients import press, random_mask
 from qpass_passes.reconstruction.objective import Objective, distance
 from qpass_passes.reconstruction.soft import SoftBlock
 from qpass_passes.reconstruction.streams import FORWARD, Data
-from qpass_passes.soft_rounding import annealed, regularizer
+from qpass_passes.soft_rounding import annealed
 
 HELD_OUT = 128  # rows, at most, on which a block's loss is measured and which it does not learn from
 LEAST = 0.01  # of its first value: a step size that learns at a rate above itself would pass 0
@@ -89,9 +90,8 @@ def reconstruct(
             loss.backward()  # type: ignore[no-untyped-call]
             beta = annealed(done - 1, objective.iterations, warmup=objective.warmup)
             if beta is not None:
-                # one layer after the other: together they would take more memory than the block's output does
                 for one in layers:
-                    (objective.strength * regularizer(one.v, beta)).backward()  # type: ignore[no-untyped-call]
+                    press(one.v, beta, objective.strength)
             optimizer.step()
             for quantizer, scale in zip(soft.learned_steps(), scales, strict=True):
                 quantizer.scale.data.clamp_(min=scale * LEAST)
@@ -121,7 +121,9 @@ def _optimizer(soft: SoftBlock, objective: Objective) -> torch.optim.Optimizer:
         ([one.v for one in soft.roundings()], objective.rate),
         ([one.scale for one in soft.learned_steps()], objective.step_rate),
     ]
-    return torch.optim.Adam([{"params": some, "lr": rate, "first": rate} for some, rate in groups if some])
+    return torch.optim.Adam(
+        [{"params": some, "lr": rate, "first": rate} for some, rate in groups if some], fused=True
+    )
 
 
 def _mixed(data: Data, node: Node, index: Tensor, mix: float) -> Tensor:
@@ -130,7 +132,7 @@ def _mixed(data: Data, node: Node, index: Tensor, mix: float) -> Tensor:
     if mix == 0 or not rounded.is_floating_point():
         return rounded
     full = data.full(node, index)
-    return full if mix == 1 else torch.where(torch.rand_like(rounded) < mix, full, rounded)
+    return full if mix == 1 else torch.lerp(full, rounded, random_mask(rounded, mix))
 
 
 def _settled(soft: SoftBlock) -> bool:

@@ -14,9 +14,9 @@ from qpass.graph import Block, block_module
 from qpass.kernels import reference
 from qpass.quantizer import QParams, dequantize, quantize
 from qpass.slots import Slot, find, layer, read_params, slots
-from qpass_passes.quantizers.learned_step import lsq
+from qpass_passes.reconstruction.gradients import random_mask, rounded_input, soft_weight, through
 from qpass_passes.reconstruction.objective import Objective
-from qpass_passes.soft_rounding import again, harden, rectified_sigmoid, soft_quantize, start
+from qpass_passes.soft_rounding import again, ends, harden, rectified_sigmoid, soft_quantize, start
 
 LARGE = 1 << 20  # weights above which memory is saved at the cost of some time
 
@@ -46,6 +46,7 @@ class SoftLayer(nn.Module):
         if self.learns:
             given = (self.original, self.scale)
             self.v = nn.Parameter(start(*given) if codes is None else again(*given, self.zero, codes, restart))
+            self.ends: tuple[Tensor, Tensor] | None = None
         self.fixed = self._decoded()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,9 +58,11 @@ class SoftLayer(nn.Module):
         if not self.active:
             return self.original
         if self.soft and self.learns:
-            given = (self.original, self.v, self.scale, self.zero, self.low, self.high)
             if self.v.numel() < LARGE:
-                return soft_quantize(*given)
+                if self.ends is None:
+                    self.ends = ends(self.original, self.scale, self.zero, self.low, self.high)
+                return soft_weight(self.v, *self.ends)
+            given = (self.original, self.v, self.scale, self.zero, self.low, self.high)
             # what its backward pass needs is made again there
             again: Tensor = checkpoint(soft_quantize, *given, use_reentrant=False, preserve_rng_state=False)
             return again
@@ -110,28 +113,25 @@ class SoftInput(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         if not self.active:
             return x
-        y = self._rounded(x, t)
-        if self.drop and self.training:
-            y = torch.where(torch.rand_like(x) < self.drop, x, y)
-        return y
-
-    def _rounded(self, x: Tensor, t: Tensor) -> Tensor:
+        mask = random_mask(x, self.drop) if self.drop and self.training else None
         spec, layout = self.slot.spec, self.slot.layout
         grain = (layout, spec.granularity, spec.group_size)
         if self.params is None:
             rounded = reference.fake_quantize_dynamic(x.detach(), spec.widest, spec.symmetric, *grain)
-            return rounded + (x - x.detach())
+            return through(x, rounded, mask)
         tensors = self.params.tensors
         group = reference.time_group(t, tensors["edges"]) if "edges" in tensors else None
         if self.params.kind == "codebook":
             rounded = reference.fake_quantize_codebook(
                 x.detach(), self.scale.detach(), tensors["thresholds"], tensors["table"], *grain, group
             )
-            return rounded + (x - x.detach())
+            return through(x, rounded, mask)
         scale = self.scale if group is None else self.scale[group]
-        zero = tensors["zero"] if group is None else tensors["zero"][group]
-        low, high = reference.levels(spec.widest, spec.symmetric)
-        return lsq(x, reference.spread(scale, x, *grain), reference.spread(zero, x, *grain), low, high)
+        zero = None
+        if not spec.symmetric:
+            zero = reference.spread(tensors["zero"] if group is None else tensors["zero"][group], x, *grain)
+        low, high = (int(end) for end in reference.levels(spec.widest, spec.symmetric))
+        return rounded_input(x, reference.spread(scale, x, *grain), zero, low, high, mask)
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The parameters as they are now."""
