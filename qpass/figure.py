@@ -1,4 +1,4 @@
-"""What a pass may put among its notes for the report to draw: curves over numbers, and cells of a table by colour.
+"""What a pass may put among its notes for the report to draw: curves, cells of a table by colour, bars by name.
 
 They are plain data, so that they stand in `report.json` like any other note.
 """
@@ -25,14 +25,23 @@ def cells(of: Mapping[str, Numbers], *, x: str, above: str, below: str) -> dict[
     return {"figure": "cells", "x": x, "above": above, "below": below, "of": _pairs(of)}
 
 
+def bars(of: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """A bar for each name, the longest first; in colours by what they are of, such as what changed and what did not.
+
+    >>> bars({"raised": {"conv_in": 0.5}, "left": {"conv_out": 0.1}})
+    {'figure': 'bars', 'of': {'raised': [['conv_in', 0.5]], 'left': [['conv_out', 0.1]]}}
+    """
+    return {"figure": "bars", "of": _pairs(of)}
+
+
 def is_figure(note: object) -> bool:
     """Whether a note was made by one of these.
 
     >>> is_figure(cells({}, x="timestep", above="more", below="less")), is_figure({"figure": 3})
     (True, False)
     """
-    return isinstance(note, Mapping) and note.get("figure") in ("curves", "cells") and "of" in note
+    return isinstance(note, Mapping) and note.get("figure") in ("curves", "cells", "bars") and "of" in note
 
 
-def _pairs(of: Mapping[str, Numbers]) -> dict[str, list[list[float]]]:
+def _pairs(of: Mapping[str, Mapping[Any, float]]) -> dict[str, list[list[Any]]]:
     return {name: [[at, value] for at, value in numbers.items()] for name, numbers in of.items()}

@@ -10,6 +10,7 @@ from attrs import validators as v
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from qpass.figure import bars
 from qpass.manager import Pass, PassContext, PassResult
 from qpass.products import count
 from qpass.quantizer import Quantizer
@@ -21,6 +22,7 @@ from qpass_passes.quantizers.mse import Mse
 
 Homes = tuple[str, ...]
 LEAST = 1e-4  # of all errors: what is less than this is chance, and not worth a line in the report
+SHOWN = 40  # of the quantizers, in the report's picture
 
 
 @attrs.frozen(kw_only=True)
@@ -79,19 +81,24 @@ class Allocate(Pass):
             for home in homes:
                 give(graph, free[home], self.bits)
         left = every - sum(found[homes] for homes in raised)
+        most = sorted(found, key=lambda homes: -found[homes])[:SHOWN] if every else []
+        shares: dict[str, dict[str, float]] = {"raised": {}, "as they were": {}}
+        for homes in most:
+            shares["raised" if homes in raised else "as they were"][_called(homes)] = found[homes] / every
         return PassResult(
             graph=graph,
             changed=bool(raised),
             notes={
                 "bit operations": {"before": round(before), "after": round(bill.total())},
                 "raised": {
-                    " = ".join(homes): {
+                    _called(homes): {
                         "bits": [free[homes[0]].spec.widest, self.bits],
                         "share of all errors": round(found[homes] / every, 4),
                     }
                     for homes in raised
                 },
                 "errors that are left": round(left / every, 4) if every else 0.0,
+                "share of all errors, each quantizer alone": bars(shares),
             },
         )
 
@@ -111,6 +118,10 @@ class Allocate(Pass):
                 gain = error * (1 - 4.0 ** (free[homes[0]].spec.widest - self.bits))
                 worth[homes] = gain / max(then - now, 1.0)
         return max(worth, key=worth.__getitem__, default=None)
+
+
+def _called(homes: Homes) -> str:
+    return " = ".join(homes)
 
 
 class Bill:

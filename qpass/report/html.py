@@ -209,11 +209,15 @@ def _noted(notes: Mapping[str, Any]) -> tuple[Plot, ...]:
             xs, ys = zip(*pairs, strict=True) if pairs else ((), ())
             values = tuple(float("nan") if y is None else y for y in ys)
             series[name] = Series(title=title, x=xs, y=values, **labels)
-        lines = note["figure"] == "curves"
-        drawing = svg.line(series, title) if lines else svg.cells(series, title)
-        names = [f"{name}:n{index % svg.NAMED}" for index, name in enumerate(series)]
-        roles = names if lines else [f"{note['above']}:above", f"{note['below']}:below"]
-        found.append(Plot(title=title, drawing=drawing, roles=tuple(roles), skipped=(), wide=not lines))
+        kind = note["figure"]
+        roles = [f"{name}:n{index % svg.NAMED}" for index, name in enumerate(series)]
+        if kind == "curves":
+            drawing = svg.line(series, title)
+        elif kind == "bars":
+            drawing = svg.lollipops(series, title, lowest_first=False)
+        else:
+            drawing, roles = svg.cells(series, title), [f"{note['above']}:above", f"{note['below']}:below"]
+        found.append(Plot(title=title, drawing=drawing, roles=tuple(roles), skipped=(), wide=kind != "curves"))
     return tuple(found)
 
 

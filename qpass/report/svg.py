@@ -80,14 +80,16 @@ def line(curves: Curves, title: str, right: int = RIGHT) -> Markup:
     for index, (role, series) in enumerate(curves.items()):
         for run in _runs(_points(series)):
             path = " ".join(f"{x:g},{y:g}" for x, y in map(at, run))
-            style = role if role in ROLES else f"n{index % NAMED}"
-            parts.append(Markup('<polyline class="curve {}" points="{}"/>').format(style, path))
+            parts.append(Markup('<polyline class="curve {}" points="{}"/>').format(_style(role, index), path))
         parts += [_dot(role, point, at(point)) for point in _points(series) if _finite(point)]
     return _svg("line", right + 20, LINE_HEIGHT, title, parts)
 
 
 def lollipops(curves: Curves, title: str, *, lowest_first: bool = True) -> Markup:
-    """One row per name, the worst first, in two columns when there are many; values on one axis from zero."""
+    """One row per name, the worst first, in two columns when there are many; values on one axis from zero.
+
+    Where a name has several values the last one counts: the quantized model's, which comes after the original's.
+    """
     found: dict[tuple[str, int], dict[str, float]] = {}
     for role, series in curves.items():
         names: list[str] = []
@@ -99,13 +101,14 @@ def lollipops(curves: Curves, title: str, *, lowest_first: bool = True) -> Marku
         return Markup("")
 
     def rank(row: tuple[tuple[str, int], dict[str, float]]) -> tuple[float, tuple[str, int]]:
-        worst = row[1].get("quantized", row[1].get("original", 0.0))
+        worst = _last(row[1])
         return worst if lowest_first else -worst, row[0]
 
+    styles = {role: _style(role, index) for index, role in enumerate(curves)}
     rows = sorted(found.items(), key=rank)
     values = [y for _, ys in rows for y in ys.values()]
     marks = ticks(min(0.0, *values), max(0.0, *values), 4)
-    texts = aligned([ys.get("quantized", ys.get("original", 0.0)) for _, ys in rows])
+    texts = aligned([_last(ys) for _, ys in rows])
     split = 1 if len(rows) <= MOST_ROWS else 2
     deep = -(-len(rows) // split)
     width, height = split * (COLUMN + GAP) - GAP, HEAD + deep * ROW + 4
@@ -117,7 +120,8 @@ def lollipops(curves: Curves, title: str, *, lowest_first: bool = True) -> Marku
             at = {role: left + place(y, marks[0], marks[-1], START, END) for role, y in ys.items()}
             zero = left + place(0.0, marks[0], marks[-1], START, END)
             said = texts[column * deep + index]
-            parts.append(_lollipop(name, ys, at, said, zero, left, HEAD + index * ROW + ROW // 2))
+            y = HEAD + index * ROW + ROW // 2
+            parts.append(_lollipop(name, ys, {styles[r]: x for r, x in at.items()}, said, zero, left, y))
     return _svg("lollipops", width, height, title, parts)
 
 
@@ -152,6 +156,15 @@ def skipped(series: Series) -> tuple[str, ...]:
     ('b (inf)',)
     """
     return tuple(f"{x} ({y})" for x, y in zip(series.x, series.y, strict=True) if not math.isfinite(y))
+
+
+def _style(role: str, index: int) -> str:
+    """The class that a role's colour hangs on."""
+    return role if role in ROLES else f"n{index % NAMED}"
+
+
+def _last(values: Mapping[str, float]) -> float:
+    return list(values.values())[-1]
 
 
 def _points(series: Series) -> tuple[Point, ...]:
@@ -210,7 +223,7 @@ def _lollipop(
     name: str, values: Mapping[str, float], at: Mapping[str, float], text: str, zero: float, left: int, y: int
 ) -> Markup:
     said = ", ".join(f"{role} {value:.6g}" for role, value in values.items())
-    last = "quantized" if "quantized" in values else "original"
+    last, end = list(at.items())[-1]
     short = _short(name)
     back = '<g class="row"><title>{}: {}</title><rect class="hit" x="{}" y="{}" width="{}" height="{}"/>'
     label = '<text class="name" x="{}" y="{}" text-anchor="end">{}</text>'
@@ -220,7 +233,7 @@ def _lollipop(
         (
             Markup(back).format(name, said, left, y - ROW // 2, COLUMN, ROW),
             Markup(label).format(left + START - 12, y + 4, short),
-            Markup(stem).format(last, zero, y, at[last], y),
+            Markup(stem).format(last, zero, y, end, y),
             *(Markup('<circle class="dot {}" cx="{:g}" cy="{}" r="4"/>').format(r, x, y) for r, x in at.items()),
             Markup(value).format(left + COLUMN, y + 4, text),
         )

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from qpass.evaluator import EvaluationError, Metric, Observation, Series
-from qpass.figure import cells, curves
+from qpass.figure import bars, cells, curves
 from qpass.manager import Record
 from qpass.report import render, report, to_json
 from qpass.report.pictures import columns, difference, grid
@@ -167,17 +167,22 @@ def test_every_node_left_in_floating_point_is_listed_with_its_reason(example: An
 
 
 def test_what_a_pass_asks_to_have_drawn_is_drawn_and_not_listed() -> None:
-    """A curve and a table of cells, under their titles, in the section of the pass; other notes stay a list."""
+    """A curve, a table of cells and bars, under their titles, in the section of the pass; other notes stay a list."""
     notes = {
         "drift": curves({"round 1": {981: 0.5, 1: 2.0}}, x="timestep", y="distance"),
         "verdict": cells({"attn": {981: -1.0, 1: math.nan}}, x="timestep", above="powers", below="even"),
+        "harm": bars({"raised": {"conv_in": 0.5}, "left": {"conv_out": 0.1, "mid": 0.2}}),
         "layers": 3,
     }
     record = Record(index=1, name="par", options={}, changed=True, notes=notes)
     html = render(json.loads(to_json(empty(records=(record,)))), {}, {})
     assert html.count("<polyline") == 1
     assert html.count('<rect class="cell below"') == 1
-    for text in ("<h3>drift</h3>", "<h3>verdict</h3>", ">round 1</span>", ">powers</span>", ">even</span>"):
+    assert re.findall(r'<line class="stem (n\d)"', html) == ["n1", "n0", "n0"]
+    assert re.findall(r'<text class="name"[^>]*>([^<]*)<', html)[:3] == ["conv_in", "mid", "conv_out"]
+    for title in ("drift", "verdict", "harm"):
+        assert html.count(f"<h3>{title}</h3>") == 1, title
+    for text in (">round 1</span>", ">powers</span>", ">even</span>", ">raised</span>", ">left</span>"):
         assert html.count(text) == 1, text
     assert "<dt>layers</dt>" in html
     assert "<dt>drift</dt>" not in html
