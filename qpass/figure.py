@@ -15,7 +15,7 @@ def curves(of: Mapping[str, Numbers], *, x: str, y: str) -> dict[str, Any]:
     """A line for each name.
 
     >>> curves({"round 1": {981: 0.5, 1: 2.0}}, x="timestep", y="distance")
-    {'figure': 'curves', 'x': 'timestep', 'y': 'distance', 'of': {'round 1': [[981, 0.5], [1, 2.0]]}}
+    {'figure': 'curves', 'x': 'timestep', 'y': 'distance', 'of': [['round 1', [[981, 0.5], [1, 2.0]]]]}
     """
     return {"figure": "curves", "x": x, "y": y, "of": _pairs(of)}
 
@@ -29,7 +29,7 @@ def bars(of: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """A bar for each name, the longest first; in colours by what they are of, such as what changed and what did not.
 
     >>> bars({"raised": {"conv_in": 0.5}, "left": {"conv_out": 0.1}})
-    {'figure': 'bars', 'of': {'raised': [['conv_in', 0.5]], 'left': [['conv_out', 0.1]]}}
+    {'figure': 'bars', 'of': [['raised', [['conv_in', 0.5]]], ['left', [['conv_out', 0.1]]]]}
     """
     return {"figure": "bars", "of": _pairs(of)}
 
@@ -43,5 +43,6 @@ def is_figure(note: object) -> bool:
     return isinstance(note, Mapping) and note.get("figure") in ("curves", "cells", "bars") and "of" in note
 
 
-def _pairs(of: Mapping[str, Mapping[Any, float]]) -> dict[str, list[list[Any]]]:
-    return {name: [[at, value] for at, value in numbers.items()] for name, numbers in of.items()}
+def _pairs(of: Mapping[str, Mapping[Any, float]]) -> list[list[Any]]:
+    """Lists, as the report's JSON sorts the keys of a table."""
+    return [[name, [[at, value] for at, value in numbers.items()]] for name, numbers in of.items()]

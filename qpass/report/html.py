@@ -200,12 +200,12 @@ def _plot(curves: Mapping[str, Series], *, lone: bool, lowest_first: bool) -> Pl
 def _noted(notes: Mapping[str, Any]) -> tuple[Plot, ...]:
     """What a pass asks to have drawn."""
     found = []
-    for title, note in notes.items():
+    for title, note in sorted(notes.items()):
         if not is_figure(note):
             continue
         labels = {"x_label": note.get("x", ""), "y_label": note.get("y", "")}
         series = {}
-        for name, pairs in note["of"].items():
+        for name, pairs in note["of"]:
             xs, ys = zip(*pairs, strict=True) if pairs else ((), ())
             values = tuple(float("nan") if y is None else y for y in ys)
             series[name] = Series(title=title, x=xs, y=values, **labels)

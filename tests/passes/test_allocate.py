@@ -89,7 +89,7 @@ def test_it_spends_at_most_the_budget_and_lowers_the_error(context):
     before, after = bits(narrow), bits(run.graph)
     raised = {home for homes in notes["raised"] for home in homes.split(" = ")}
     assert raised
-    drawn = notes["share of all errors, each quantizer alone"]["of"]
+    drawn = dict(notes["share of all errors, each quantizer alone"]["of"])
     assert {home for homes, _ in drawn["raised"] for home in homes.split(" = ")} <= raised
     assert 0 < sum(share for some in drawn.values() for _, share in some) <= 1 + 1e-9
     assert {home for home in before if after[home] != before[home]} == raised

@@ -178,7 +178,7 @@ def test_what_a_pass_asks_to_have_drawn_is_drawn_and_not_listed() -> None:
     html = render(json.loads(to_json(empty(records=(record,)))), {}, {})
     assert html.count("<polyline") == 1
     assert html.count('<rect class="cell below"') == 1
-    assert re.findall(r'<line class="stem (n\d)"', html) == ["n1", "n0", "n0"]
+    assert re.findall(r'<line class="stem (n\d)"', html) == ["n0", "n1", "n1"]
     assert re.findall(r'<text class="name"[^>]*>([^<]*)<', html)[:3] == ["conv_in", "mid", "conv_out"]
     for title in ("drift", "verdict", "harm"):
         assert html.count(f"<h3>{title}</h3>") == 1, title
