@@ -40,7 +40,9 @@ def is_figure(note: object) -> bool:
     >>> is_figure(cells({}, x="timestep", above="more", below="less")), is_figure({"figure": 3})
     (True, False)
     """
-    return isinstance(note, Mapping) and note.get("figure") in ("curves", "cells", "bars") and "of" in note
+    if not isinstance(note, Mapping):
+        return False
+    return note.get("figure") in ("curves", "cells", "bars") and isinstance(note.get("of"), list)
 
 
 def _pairs(of: Mapping[str, Mapping[Any, float]]) -> list[list[Any]]:
