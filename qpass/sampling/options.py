@@ -51,6 +51,9 @@ class Sampling:
     linspace(0, sqrt(0.8 T), n)², whose first steps may repeat a timestep. Both add the schedule's `steps_offset`: 1
     in the LDM release, 0 in the DDIM release.
 
+    Where a model's schedule clips, a quantized model's images may turn grey: the first steps' x0 is its output's error
+    many times over, and clipping that takes the mean colour with it (passes/RESULTS.md).
+
     Guidance s means e = e_empty + s (e_given - e_empty). Flux, which was trained on its guidance, gets s as an input.
     """
 
@@ -81,6 +84,14 @@ class Sampling:
         default="model",
         validator=v.in_(("model", "fixed-small", "fixed-large", "learned-range")),
         metadata={"help": "DDPM's noise at each step; learned-range is the model's own, as in the DiT release"},
+    )
+    clip: str = attrs.field(
+        default="model",
+        validator=v.in_(("model", "always", "never")),
+        metadata={
+            "help": "clip the predicted image to its range at each step: as the model's schedule says, or always, or "
+            "never, as in the DDIM release"
+        },
     )
     guidance: float = attrs.field(
         default=1.0,
@@ -123,6 +134,7 @@ class Sampling:
         for option, default, wanted in (
             ("eta", 0.0, ("ddim",)),
             ("variance", "model", ("ddpm",)),
+            ("clip", "model", ("ddim", "ddpm")),
             ("order", 0, SOLVERS),
         ):
             if getattr(self, option) != default and self.scheduler not in wanted:

@@ -117,6 +117,9 @@ def _changes(sampling: Sampling, config: Mapping[str, Any]) -> dict[str, Any]:
         changes["solver_order"] = sampling.order
     if sampling.variance != "model":
         changes["variance_type"] = sampling.variance.replace("-", "_")
+    if sampling.clip != "model":
+        changes["clip_sample"] = sampling.clip == "always"
+        changes["thresholding"] = False  # a clip at a quantile of the image itself
     if sampling.scheduler == "dpm-solver++":
         changes["algorithm_type"] = "dpmsolver++"  # a schedule may name its predecessor
     return changes

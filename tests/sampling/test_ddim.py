@@ -96,6 +96,18 @@ def test_equals_diffusers_to_the_bit(kind, extra, eta):
         assert torch.equal(moment.after, x)
 
 
+@pytest.mark.parametrize(("clip", "kept"), [("always", True), ("never", False)])
+@pytest.mark.parametrize("scheduler", ["ddim", "ddpm"])
+def test_clipping_whatever_the_schedule_says(scheduler, clip, kept):
+    """The same bits as by a schedule that says so itself; other bits than by the one that says the opposite."""
+    own = run(Sampling(scheduler=scheduler, steps=5), {**CONFIG, "clip_sample": kept})[-1].after
+    for config in ({"clip_sample": not kept}, {"clip_sample": kept}, {"thresholding": True}):
+        found = run(Sampling(scheduler=scheduler, steps=5, clip=clip), {**CONFIG, **config})[-1].after
+        assert torch.equal(found, own)
+    other = run(Sampling(scheduler=scheduler, steps=5), {**CONFIG, "clip_sample": not kept})[-1].after
+    assert not torch.equal(other, own)
+
+
 def test_uniform_is_the_releases_own():
     """range(0, T, T // n), plus the LDM release's one, where n divides T; otherwise still n steps over all of T."""
     ldm = {**CONFIG, "steps_offset": 1, "set_alpha_to_one": False}

@@ -194,6 +194,7 @@ def test_the_denoiser_may_count_time_otherwise():
         ({"scheduler": "ddpm", "eta": 1.0}, "eta is for ddim, not for ddpm"),
         ({"scheduler": "ddim", "order": 2}, r"order is for dpm-solver\+\+ and unipc, not for ddim"),
         ({"variance": "learned-range"}, "variance is for ddpm, not for ddim"),
+        ({"scheduler": "unipc", "clip": "never"}, "clip is for ddim and ddpm, not for unipc"),
     ],
 )
 def test_what_makes_no_sense_together(options, message):
