@@ -9,6 +9,7 @@ import attrs
 from attrs import validators as v
 
 from qpass.evaluator import Evaluator, Metric, Observation, Series, Subject
+from qpass.images.drawn import facts
 from qpass.manager import PassContext
 from qpass_evaluators.images import GraphImages, ReferenceImages
 from qpass_evaluators.noise import OUTPUT, NoiseTable, measure
@@ -38,18 +39,11 @@ class Drift(Evaluator):
 
     def observe(self, subject: Subject, ctx: PassContext) -> Observation:
         """The images and, of a quantized model, its noise."""
-        protocol: dict[str, Any] = {
-            "sampler": ctx.sampling.scheduler,
-            "steps": ctx.sampling.steps,
-            "eta": ctx.sampling.eta,
-            "guidance": ctx.sampling.guidance,
-            "seed": ctx.seed,
-        }
         if subject.role == "original":
             images = ctx.get(ReferenceImages(count=self.samples), subject.graph)
         else:
             images = ctx.get(GraphImages(count=self.samples), subject.graph)
-        seen = Observation(images={"samples": images}, protocol=protocol)
+        seen = Observation(images={"samples": images}, protocol=facts(ctx.sampling, ctx.seed))
         if subject.role == "original":
             return seen
         table = measure(subject.graph, ctx, self.rows)
