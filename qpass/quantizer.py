@@ -136,8 +136,7 @@ def ranges(batches: Batches, groups: int) -> Ranges:
     if low is None or high is None or seen is None:
         raise ValueError("nothing to fit: no values were recorded")
     low[~seen], high[~seen] = low[seen].amin(0), high[seen].amax(0)
-    if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
-        raise ValueError("the recorded values hold infinities or NaN, so no range fits them")
+    _check_finite(low, high)
     return Ranges(low=low, high=high, seen=seen, batches=count, total=total)
 
 
@@ -181,7 +180,8 @@ def summarise(
 
 
 def params_from_range(low: Tensor, high: Tensor, spec: QuantSpec) -> QParams:
-    """Parameters that make exactly this range, (G, K), representable."""
+    """Parameters that make exactly this range, (G, K), representable; a `ValueError` where it is not finite."""
+    _check_finite(low, high)
     if spec.kind == "codebook":
         table, thresholds = codebook(spec, low.device)
         scale = torch.maximum(low.abs(), high.abs()).float()
@@ -189,6 +189,11 @@ def params_from_range(low: Tensor, high: Tensor, spec: QuantSpec) -> QParams:
         return QParams(kind="codebook", tensors={"scale": scale, "thresholds": thresholds, "table": table})
     scale, zero = reference.affine_from_range(low, high, bits_by_set(spec, low), spec.symmetric)
     return QParams(kind="affine", tensors={"scale": scale, "zero": zero})
+
+
+def _check_finite(low: Tensor, high: Tensor) -> None:
+    if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
+        raise ValueError("the recorded values hold infinities or NaN, so no range fits them")
 
 
 def bits_by_set(spec: QuantSpec, scale: Tensor) -> int | Tensor:

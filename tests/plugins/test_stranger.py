@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,7 @@ def done(qpass: Qpass, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def uninstalled() -> Iterator[None]:
     """This process, which has never seen the distribution."""
+    assert find_spec("qpass_stranger") is None, "it is installed here too; first: pip uninstall qpass-stranger"
     assert not any("qpass_stranger" in name for name in sys.modules)
     yield
     assert not any("qpass_stranger" in name for name in sys.modules)
@@ -102,6 +104,18 @@ def test_its_op_makes_a_difference(done: Path) -> None:
     document = json.loads((done / "artifact" / "qpass.json").read_text())
     assert "qpass_stranger.clip_outliers:clip_to_sigmas" in document["graph"]["targets"]
     assert document["plugins"] == ["stranger (qpass_stranger)"]
+
+
+def test_they_keep_the_contract(site: Path) -> None:
+    """What every plugin keeps to, its own keep to: the tests in `contract`, where it is installed."""
+    env = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    contract = Path(__file__).parent / "contract"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", contract, "-k"]
+    result = subprocess.run(
+        [*command, " or ".join(BRINGS.values())], env=env, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout
+    assert "skipped" not in result.stdout.splitlines()[-1]
 
 
 def test_the_same_again_resumes(qpass: Qpass, done: Path) -> None:

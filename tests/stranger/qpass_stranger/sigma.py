@@ -24,7 +24,8 @@ class Sigma(Quantizer):
         for x, group in batches():
             if sums is None:
                 sums = torch.zeros(3, spec.time_groups, x.shape[1], dtype=torch.float64)
-            powers = torch.stack([torch.ones_like(x), x, x * x]).sum(3).double()
+            x = x.double()  # the square of 1e30 is none in fp32
+            powers = torch.stack([torch.ones_like(x), x, x * x]).sum(3)
             sums.index_add_(1, group, powers)
         if sums is None:
             raise ValueError("no values to fit")
