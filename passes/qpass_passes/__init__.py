@@ -21,6 +21,7 @@ from qpass_passes.calibration.uniform_steps import UniformSteps
 from qpass_passes.daq import Daq
 from qpass_passes.gptq import Gptq
 from qpass_passes.learn_steps import LearnSteps
+from qpass_passes.output_correction import OutputCorrection
 from qpass_passes.par import Par
 from qpass_passes.qdrop import QDrop
 from qpass_passes.quantizers.absmax import AbsMax
@@ -41,8 +42,8 @@ from qpass_passes.tfmq import Tfmq
 @hookimpl
 def register_passes() -> Sequence[type[Pass]]:
     return (
-        AdaRound, Allocate, Assign, BiasCorrection, Brecq, Daq, Gptq, LearnSteps, Par, QDrop, RepQ, Simulate, Smooth,
-        SplitShortcut, Tcr, Tfmq,
+        AdaRound, Allocate, Assign, BiasCorrection, Brecq, Daq, Gptq, LearnSteps, OutputCorrection, Par, QDrop, RepQ,
+        Simulate, Smooth, SplitShortcut, Tcr, Tfmq,
     )  # fmt: skip
 
 

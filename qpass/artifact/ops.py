@@ -48,6 +48,7 @@ _TORCH = {
 _OWN = {
     f"{function.__module__}:{function.__qualname__}": function
     for function in (
+        graph_ops.affine_by_group,
         graph_ops.device_of,
         reference.fake_quantize_affine,
         reference.fake_quantize_codebook,

@@ -56,9 +56,10 @@ def before(cls: Any) -> list[str]:
     """Names of the passes that must stand before this one, found by what each needs and provides."""
     found: list[str] = []
     for fact in sorted(cls.needs):
-        givers = [c for c in KNOWN.classes["passes"].values() if fact in c.provides and not c.needs]
+        givers = [c for c in KNOWN.classes["passes"].values() if fact in c.provides]
         assert givers, f"no pass provides {fact!r}"
-        found += [givers[0].name]
+        fewest = min(givers, key=lambda c: len(c.needs))
+        found += [name for name in (*before(fewest), fewest.name) if name not in found]
     return found
 
 
