@@ -52,6 +52,11 @@ def corrected(recipe: Recipe) -> None:
     recipe["passes"].insert(-1, {"use": "bias-correction"})
 
 
+def output_corrected(recipe: Recipe) -> None:
+    """The output's shrinking and shift undone, after everything else."""
+    recipe["passes"].append({"use": "output-correction"})
+
+
 def one_group(recipe: Recipe) -> None:
     """One scale for all timesteps."""
     assign = recipe["passes"][0]
@@ -88,6 +93,7 @@ PIECES: dict[str, tuple[Change, ...]] = {
     "time-par": (without("tcr", "daq"),),
     "time-tcr-par": (without("daq"),),
     "all": (),
+    "all-output": (output_corrected,),
 }
 SETTINGS: dict[str, tuple[Change, ...]] = {
     "groups-5": (groups(5),),
@@ -110,6 +116,7 @@ SPENT: dict[str, tuple[Change, ...]] = {
     "allocate-time": (without("tcr", "daq", "par"), raised(0.05)),
     "allocate-time-tcr": (without("daq", "par"), raised(0.05)),
     "allocate-all": (raised(0.05),),
+    "allocate-all-output": (raised(0.05), output_corrected),
     "budget-2": (without("par"), raised(0.02)),
     "budget-5": (without("par"), raised(0.05)),
     "budget-10": (without("par"), raised(0.1)),
