@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.fx import GraphModule
+from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, Node
 
 from qpass.activations import Samples
 from qpass.graph.blocks import block_of
@@ -38,36 +39,81 @@ def errors_alone(
     model = SoftBlock(trial, whole, weights=False, steps=False).to(ctx.device).eval()
     places = {node: place for place, node in enumerate(trial.graph.find_nodes(op="placeholder"))}
 
-    def outputs() -> list[list[Tensor]]:
-        found = []
-        for index in runs(len(samples), BATCH):
-            part = samples.take(index)
-            inputs = [part.inputs[places[node]].to(ctx.device) for node in whole.inputs]
-            found.append([one.double() for one in model(part.t.to(ctx.device), *inputs)])
-        return found
-
     quantizers: dict[tuple[str, ...], SoftLayer | SoftInput] = {
         _homes([one.slot]): one for one in model.layers.values()
     }
     quantizers |= {_homes(one.slots): one for one in model.inputs}
     for one in quantizers.values():
         one.active = False
-    exact = outputs()
-    silence = sum(float(one.square().sum()) for batch in exact for one in batch) or 1.0
-    errors: dict[tuple[str, ...], float] = {}
-    with ctx.progress.task("each quantizer alone", len(quantizers)) as task:
-        for homes, one in quantizers.items():
-            one.active = True
-            errors[homes] = _apart(outputs(), exact) / silence
-            one.active = False
-            task.advance()
-    return errors
+    errors, silence = dict.fromkeys(quantizers, 0.0), 0.0
+    parts = list(runs(len(samples), BATCH))
+    with ctx.progress.task("each quantizer alone", len(quantizers) * len(parts)) as task:
+        for index in parts:
+            part = samples.take(index)
+            inputs = [part.inputs[places[node]].to(ctx.device) for node in whole.inputs]
+            rolling = _Rolling(model.module, (part.t.to(ctx.device), *inputs))
+            exact = [one.double() for one in rolling.rest(0)]
+            silence += sum(float(one.square().sum()) for one in exact)
+            for homes, one, place in sorted(_places(rolling.nodes, model, quantizers), key=lambda found: found[2]):
+                rolling.advance(place)
+                one.active = True
+                errors[homes] += _apart(rolling.rest(place), exact)
+                one.active = False
+                task.advance()
+    return {homes: error / (silence or 1.0) for homes, error in errors.items()}
+
+
+class _Rolling(Interpreter):
+    """A model without any rounding, run up to some node; what comes after it is run again and again from there.
+
+    A quantizer changes nothing before the first node that it is called at, so on average half of the model need not
+    run for it. In memory: the values that a later node still reads, of this batch.
+    """
+
+    def __init__(self, module: GraphModule, inputs: tuple[Tensor, ...]) -> None:
+        super().__init__(module)
+        self.nodes = list(module.graph.nodes)
+        given = [node for node in self.nodes if node.op == "placeholder"]
+        self.live: dict[Node, Any] = dict(zip(given, inputs, strict=True))
+        self.place = 0
+
+    def advance(self, place: int) -> None:
+        """Run up to the node at this place, which is not run."""
+        self.env = self.live
+        for node in self.nodes[self.place : place]:
+            self._step(node)
+        self.place = max(place, self.place)
+
+    def rest(self, place: int) -> tuple[Tensor, ...]:
+        """What the model gives, run from there on."""
+        self.env = dict(self.live)
+        for node in self.nodes[place:-1]:
+            self._step(node)
+        found: tuple[Tensor, ...] = self.run_node(self.nodes[-1])
+        return found
+
+    def _step(self, node: Node) -> None:
+        if node.op != "placeholder":
+            self.env[node] = self.run_node(node)
+        for gone in self.user_to_last_uses.get(node, ()):
+            del self.env[gone]
+
+
+def _places(
+    nodes: Sequence[Node], model: SoftBlock, quantizers: Mapping[tuple[str, ...], SoftLayer | SoftInput]
+) -> Iterator[tuple[tuple[str, ...], SoftLayer | SoftInput, int]]:
+    """Each quantizer with the place of the first node that it is called at."""
+    first: dict[nn.Module, int] = {}
+    for place, node in enumerate(nodes):
+        if node.op == "call_module":
+            first.setdefault(model.module.get_submodule(str(node.target)), place)
+    for homes, one in quantizers.items():
+        yield homes, one, first[one]
 
 
 def _homes(slots: Sequence[Slot]) -> tuple[str, ...]:
     return tuple(slot.home for slot in slots)
 
 
-def _apart(ours: Sequence[Sequence[Tensor]], theirs: Sequence[Sequence[Tensor]]) -> float:
-    pairs = ((a, b) for some, others in zip(ours, theirs, strict=True) for a, b in zip(some, others, strict=True))
-    return sum(float((a - b).square().sum()) for a, b in pairs)
+def _apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    return sum(float((a.double() - b).square().sum()) for a, b in zip(ours, theirs, strict=True))

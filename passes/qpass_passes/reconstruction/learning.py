@@ -92,7 +92,9 @@ class JointOptions(RoundingOptions):
     )
     norm: float = attrs.field(default=2.0, validator=v.gt(0), metadata={"help": "power of the error in the loss"})
     drop: float = attrs.field(
-        default=0.5, validator=[v.ge(0), v.lt(1)], metadata={"help": "share of values inside left unrounded"}
+        default=0.5,
+        validator=[v.ge(0), v.lt(1)],
+        metadata={"help": "share of values inside left unrounded, in 256ths"},
     )
 
 
