@@ -32,8 +32,8 @@ class OutputCorrection(Pass):
     (e^ - mu) / (1 + k). What is left, d, has nothing to do with e. Rounding makes k negative: it takes a little of
     the signal with it, at every step alike, and a sampler adds that up.
 
-    Here each sampled timestep has its own k and mu, from the calibration rows of that timestep, inputs of the
-    full-precision model's sampling (PTQD's are not said to be other ones); between two of them the nearer one counts.
+    Here each sampled timestep has its own k and mu, from the calibration rows of that timestep, which full precision
+    meets while it samples (our choice); between two of them the nearer one counts.
     `least` bounds 1 + k from below: at the last steps of a badly rounded model k comes close to -1, and dividing by
     almost nothing would blow up what is left. It comes after `simulate`. A variance that the model predicts beside
     the noise stays as it is. PTQD takes the variance of d out of the noise that a stochastic sampler adds; that is
