@@ -29,8 +29,8 @@ class OutputCorrection(Pass):
 
     PTQD's correction (2305.10657): the quantized model's noise is e^ = (1 + k) e + mu + d, where k is found by linear
     regression of the error on the full-precision noise e and mu is the mean error by channel; what is sampled from is
-    (e^ - mu) / (1 + k). What is left, d, has nothing to do with e. Rounding makes k negative: it takes a little of
-    the signal with it, at every step alike, and a sampler adds that up.
+    (e^ - mu) / (1 + k). What is left, d, has nothing to do with e. Scales of least error clip a little, so k is
+    mostly negative; what is missing, or shifted, at one step is so at the next, and a sampler adds that up.
 
     Here each sampled timestep has its own k and mu, from the calibration rows of that timestep, which full precision
     meets while it samples (our choice); between two of them the nearer one counts.
