@@ -65,11 +65,16 @@ class OutputCorrection(Pass):
         """Regress group by group, then put one node before the output."""
         samples = choose_rows(ctx.get(ctx.calibration, graph), self.rows, ctx.seed)
         times = sorted(set(samples.t.float().tolist()))
+        if self.groups > len(times):
+            raise PreconditionError(
+                f"output-correction: groups is {self.groups}, but calibration saw only {len(times)} timesteps; "
+                "ask for fewer groups or sample more steps"
+            )
         edges = edges_for(QuantSpec(time_groups=self.groups or len(times)), samples.t)
         if edges is None:
             edges = torch.empty(0)
-        channels = None if ctx.model.cannot_sample() else ctx.model.sampler().shape[0]
-        sums = _Sums(len(edges) + 1, channels)
+        shape = () if ctx.model.cannot_sample() else ctx.model.sampler().shape
+        sums = Moments(len(edges) + 1, shape[0] if len(shape) > 2 else None)
         with ctx.progress.task("compare outputs", len(samples)) as task:
             for inputs in samples.batches(BATCH, ctx.device):
                 group = reference.time_group(inputs[1], edges.to(ctx.device)).cpu()
@@ -89,7 +94,7 @@ class OutputCorrection(Pass):
         )
 
 
-class _Sums:
+class Moments:
     """Moments of both models' outputs by group and channel, in float64."""
 
     def __init__(self, groups: int, channels: int | None) -> None:
@@ -109,8 +114,7 @@ class _Sums:
 
     def regress(self, least: float | None) -> tuple[Tensor, Tensor, Tensor]:
         """1 + k of each group, and the gain and the shift that undo it; `least` of None leaves the gain at 1."""
-        if self.moments is None:
-            raise PreconditionError("output-correction: the calibration set is empty; give it samples")
+        assert self.moments is not None
         count, y, q, both, square = self.moments
         few = slice(0, self.channels)  # the noise's own, where a variance comes with it
         mean_y, mean_q = y / count, q / count
@@ -121,8 +125,8 @@ class _Sums:
         gain, shift = torch.ones_like(mean_y), torch.zeros_like(mean_y)
         gain[:, few] = factor[:, None]
         shift[:, few] = (mean_y - mean_q * gain)[:, few]
-        shape = (self.groups, *self.shape)
-        return kept, gain.float().reshape(shape), shift.float().reshape(shape)
+        spread = (self.groups, *self.shape)
+        return kept, gain.float().reshape(spread), shift.float().reshape(spread)
 
 
 def insert(graph: GraphModule, edges: Tensor, gain: Tensor, shift: Tensor) -> None:

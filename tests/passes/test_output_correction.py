@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 
 import attrs
+import numpy as np
 import pytest
 import torch
 from qpass_passes.assign import Assign
-from qpass_passes.output_correction import OutputCorrection
+from qpass_passes.output_correction import Moments, OutputCorrection
 from qpass_passes.simulate import Simulate
 
-from qpass.errors import RecipeError
+from qpass.errors import PreconditionError, RecipeError
 from qpass.manager import PassManager
 from qpass.recipe import check_passes
 
@@ -126,6 +127,33 @@ def test_a_predicted_variance_stays(context, rows):
         after, theirs = corrected(graph, context)(*rows.inputs), reference(*rows.inputs)
     assert torch.equal(after[:, 3:], before[:, 3:])
     assert torch.allclose(after[:, :3], theirs[:, :3], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(12, 5, 4, 4), (12, 7, 5)], ids=["image", "sequence"])
+def test_channels_wherever_they_are(shape):
+    """Against numpy's lines through all points of a group: channels are first in an image, last in a sequence."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(shape, generator=generator)
+    q = 0.8 * y + 0.1 * torch.randn(shape, generator=generator)
+    group = torch.arange(12) % 2
+    sums = Moments(2, None)
+    for part in (slice(0, 5), slice(5, 12)):
+        sums.add(y[part], q[part], group[part])
+    kept, gain, shift = sums.regress(0.5)
+    axes = (0, 2, 3) if len(shape) == 4 else (0, 1)
+    for g in range(2):
+        theirs, ours = (x[group == g].double().numpy() for x in (y, q))
+        slope, _ = np.polyfit((theirs - theirs.mean(axes, keepdims=True)).ravel(), ours.ravel(), 1)
+        assert float(kept[g]) == pytest.approx(slope, rel=1e-6)
+        assert float(gain[g].flatten()[0]) == pytest.approx(1 / slope, rel=1e-6)
+        left = theirs.mean(axes, keepdims=True)[0] - ours.mean(axes, keepdims=True)[0] / slope
+        assert np.allclose(shift[g].numpy(), left, atol=1e-6)
+
+
+def test_more_groups_than_timesteps(context):
+    """Is one sentence, with the number."""
+    with pytest.raises(PreconditionError, match="output-correction: groups is 99, but calibration saw only"):
+        corrected(copy.deepcopy(context.reference), context, groups=99)
 
 
 def test_an_exact_model_stays_exact(context, rows):
