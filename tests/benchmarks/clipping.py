@@ -13,19 +13,15 @@ from pathlib import Path
 
 import attrs
 import torch
+from finished import Finished, opened, psnr
 from torch import Tensor
 
-from qpass.artifact.folder import load_artifact
-from qpass.graph import trace
-from qpass.model import ModelAdapter
-from qpass.plugins import catalog
-from qpass.recipe import read
 from qpass.sampling import Sampling, make_scheduler
-from qpass.sampling.loop import Denoise, trajectory
+from qpass.sampling.loop import Denoise
 
 
-def drawn(model: ModelAdapter, sampling: Sampling, denoise: Denoise, images: int) -> tuple[Tensor, float]:
-    """Images in units of 1/255, and the share of x0 that the first step would clip."""
+def drawn(run: Finished, denoise: Denoise, sampling: Sampling, images: int) -> tuple[Tensor, float]:
+    """Images, and the share of x0 that the first step would clip."""
     outputs: list[Tensor] = []
 
     def watched(*inputs: Tensor) -> Tensor:
@@ -34,15 +30,12 @@ def drawn(model: ModelAdapter, sampling: Sampling, denoise: Denoise, images: int
             outputs.extend([inputs[0], output])
         return output
 
-    sampler = model.sampler()
-    *_, last = trajectory(
-        watched, sampler, sampling, seed=0, stream="clipping", indices=range(images), device=torch.device("cpu")
-    )
-    scheduler = make_scheduler(sampling, sampler.scheduler_config)
+    found = run.drawn(watched, sampling, stream="clipping", images=images)
+    scheduler = make_scheduler(sampling, run.recipe.model.sampler().scheduler_config)
     a = scheduler.alphas_cumprod[int(scheduler.timesteps[0])]
     x, e = outputs
     x0 = (x - (1 - a).sqrt() * e) / a.sqrt()
-    return last.after.clamp(-1, 1) * 127.5, float((x0.abs() > 1).float().mean())
+    return found, float((x0.abs() > 1).float().mean())
 
 
 def colours(images: Tensor) -> float:
@@ -56,22 +49,17 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, with recipe.toml and artifact")
     parser.add_argument("--images", type=int, default=64)
     options = parser.parse_args()
-    known = catalog()
     print("| run | clip | clipped | clipped in full precision | colours | in full precision | PSNR (dB) |")
     print("|---|---|---|---|---|---|---|")
-    for run in options.runs:
-        recipe = read(run / "recipe.toml", catalog=known)
-        model = recipe.model
-        teacher = trace(model.load(), model.example(), call=model.call, dynamic=model.dynamic())
-        student = load_artifact(run / "artifact", known).graph
+    for folder in options.runs:
+        run = opened(folder)
         for clip in ("always", "never"):
-            sampling = attrs.evolve(recipe.sampling, scheduler="ddim", clip=clip)
-            exact, without = drawn(model, sampling, teacher, options.images)
-            found, share = drawn(model, sampling, student, options.images)
-            psnr = float(10 * torch.log10(255**2 / (found - exact).square().mean()))
+            sampling = attrs.evolve(run.recipe.sampling, scheduler="ddim", clip=clip)
+            exact, without = drawn(run, run.teacher, sampling, options.images)
+            found, share = drawn(run, run.student, sampling, options.images)
             print(
                 f"| {run.name} | {clip} | {share:.0%} | {without:.0%} | {colours(found):.0f} | {colours(exact):.0f} "
-                f"| {psnr:.1f} |",
+                f"| {psnr(found, exact):.1f} |",
                 flush=True,
             )
 

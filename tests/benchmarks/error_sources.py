@@ -15,15 +15,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from finished import Finished, opened
 from torch import Tensor
-
-from qpass.artifact.folder import load_artifact
-from qpass.graph import trace
-from qpass.model import ModelAdapter
-from qpass.plugins import catalog
-from qpass.recipe import read
-from qpass.sampling import Sampling
-from qpass.sampling.loop import Denoise, trajectory
 
 BANDS = (0.0, 1.5, 3.0, 6.0, 11.0, 1e9)  # cycles in the width of the image
 SMALL = 0.01  # of the output: an error small enough to be one of first order
@@ -32,22 +25,17 @@ SMALL = 0.01  # of the output: an error small enough to be one of first order
 class Sampled:
     """Images by one full-precision model, but for what is done to its output at one step."""
 
-    def __init__(self, model: ModelAdapter, sampling: Sampling, teacher: Denoise, images: int) -> None:
-        self.model, self.sampling, self.teacher = model, sampling, teacher
-        self.indices = range(images)
+    def __init__(self, run: Finished, images: int) -> None:
+        self.run, self.images = run, images
 
     def __call__(self, at: int, change: Callable[[Tensor, tuple[Tensor, ...]], Tensor]) -> Tensor:
         calls = itertools.count()
 
         def denoise(*inputs: Tensor) -> Tensor:
-            output = self.teacher(*inputs)
+            output = self.run.teacher(*inputs)
             return change(output, inputs) if next(calls) == at else output
 
-        *_, last = trajectory(
-            denoise, self.model.sampler(), self.sampling, seed=0, stream="error sources", indices=self.indices,
-            device=torch.device("cpu"),
-        )  # fmt: skip
-        return last.after.clamp(-1, 1) * 127.5
+        return self.run.drawn(denoise, self.run.recipe.sampling, stream="error sources", images=self.images)
 
 
 def push(low: float, high: float, seed: int, output: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -70,17 +58,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--every", type=int, default=1, help="look at every n-th step only")
     options = parser.parse_args()
-    known = catalog()
-    recipe = read(options.run / "recipe.toml", catalog=known)
-    model = recipe.model
-    teacher = trace(model.load(), model.example(), call=model.call, dynamic=model.dynamic())
-    student = load_artifact(options.run / "artifact", known).graph
-    sampled = Sampled(model, recipe.sampling, teacher, options.images)
+    run = opened(options.run)
+    sampled = Sampled(run, options.images)
     exact = sampled(-1, lambda output, inputs: output)
     apart: list[float] = []
 
     def rounded(output: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
-        found: Tensor = student(*inputs)
+        found: Tensor = run.student(*inputs)
         apart.append(float((found - output).square().mean() / output.square().mean()))
         return found
 
@@ -88,7 +72,7 @@ def main() -> None:
     names = [f"{low:g} to {high:g}" if high < 1e9 else f"{low:g} on" for low, high in bands]
     print("| step | error of the image | error of the output | " + " | ".join(f"1 % at {n}" for n in names) + " |")
     print("|" + " --- |" * (3 + len(names)))
-    for step in range(0, recipe.sampling.steps, options.every):
+    for step in range(0, run.recipe.sampling.steps, options.every):
         alone = float((sampled(step, rounded) - exact).square().mean())
         errors = [sampled(step, partial(push, low, high, step)) - exact for low, high in bands]
         row = " | ".join(f"{float(error.square().mean()):.3g}" for error in errors)

@@ -1,0 +1,50 @@
+"""A finished run, with its original in full precision and its quantized model, both as graphs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from qpass.artifact.folder import load_artifact
+from qpass.graph import trace
+from qpass.plugins import catalog
+from qpass.recipe import Recipe, read
+from qpass.sampling import Sampling
+from qpass.sampling.loop import Denoise, trajectory
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Finished:
+    """Images are drawn in units of 1/255, each stream from noise of its own."""
+
+    name: str
+    recipe: Recipe
+    teacher: GraphModule
+    student: GraphModule
+
+    def drawn(self, denoise: Denoise, sampling: Sampling, *, stream: str, images: int) -> Tensor:
+        """By either model, or by what stands between a model and the sampler."""
+        *_, last = trajectory(
+            denoise, self.recipe.model.sampler(), sampling, seed=0, stream=stream, indices=range(images),
+            device=torch.device("cpu"),
+        )  # fmt: skip
+        return last.after.clamp(-1, 1) * 127.5
+
+
+def opened(folder: Path) -> Finished:
+    """The run in this folder, which holds recipe.toml and artifact."""
+    known = catalog()
+    recipe = read(folder / "recipe.toml", catalog=known)
+    model = recipe.model
+    teacher = trace(model.load(), model.example(), call=model.call, dynamic=model.dynamic())
+    student = load_artifact(folder / "artifact", known).graph
+    return Finished(name=folder.name, recipe=recipe, teacher=teacher, student=student)
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """In dB, over all images."""
+    return float(10 * torch.log10(255**2 / (a - b).square().mean()))
