@@ -83,7 +83,7 @@ def test_a_protocol_end_to_end(name: str, unet_folder: Path, tmp_path: Path, kno
     figures = {
         (m["name"], m["subject"]): m["value"] for m in json.loads((out / "report.json").read_text())["metrics"]
     }
-    assert figures["psnr", "pair"] > 15  # four steps of a tiny model
+    assert figures["psnr", "pair"] > (15 if name == "cifar10-ddim100" else 20)  # that one clips nothing on the way
     seen = observed(out)
     assert len(seen) == 3
     assert np.array_equal(sample(out, count=3, catalog=known), seen[:, :, :, :3])
