@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -11,6 +12,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from qpass.progress import Progress
+
+LIVE = 4  # tensors of the largest size that a model holds at a time
+LEAST = 1 << 28  # bytes for these, however small the budget
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -47,26 +51,43 @@ class Samples:
 
 
 class _Recorder(Interpreter):
-    """Runs a graph and keeps the values of some nodes; stops after the last of them."""
+    """Runs a graph and keeps the values of some nodes; stops after the last of them.
+
+    `largest` is what the largest tensor on the way takes, in bytes.
+    """
 
     def __init__(self, graph: GraphModule, nodes: Sequence[Node]) -> None:
         super().__init__(graph)
         self.wanted = set(nodes)
         self.kept: dict[Node, Tensor] = {}
+        self.largest = 0
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.largest = max(self.largest, value.nbytes)
         if n in self.wanted:
             self.kept[n] = value.detach()
+            if len(self.kept) == len(self.wanted):
+                raise _SeenAll
         return value
+
+
+class _SeenAll(BaseException):  # no error: an `Exception` would be told as one of the graph's
+    """Nothing that comes after is wanted."""
 
 
 @torch.no_grad()
 def run_recording(graph: GraphModule, nodes: Sequence[Node], inputs: tuple[Tensor, ...]) -> dict[Node, Tensor]:
     """The values of some nodes for one batch."""
+    return _run(graph, nodes, inputs).kept
+
+
+def _run(graph: GraphModule, nodes: Sequence[Node], inputs: tuple[Tensor, ...]) -> _Recorder:
     recorder = _Recorder(graph, nodes)
-    recorder.run(*inputs)
-    return recorder.kept
+    with suppress(_SeenAll):
+        recorder.run(*inputs)
+    return recorder
 
 
 @torch.no_grad()
@@ -81,12 +102,17 @@ def record(
     progress: Progress | None = None,
     title: str = "record",
 ) -> Iterator[Mapping[Node, list[Tensor]]]:
-    """Values of all nodes over all samples, batch by batch, for as many nodes at a time as fit in the budget."""
+    """Values of all nodes over all samples, batch by batch, for as many nodes at a time as fit in the budget.
+
+    Batches are smaller where the largest tensor on the way, such as the softmax of long sequences, would not fit.
+    """
     if not nodes:
         return
-    probe = run_recording(graph, nodes, next(samples.batches(min(2, len(samples)), device)))
+    few = min(2, len(samples))
+    probe = _run(graph, nodes, next(samples.batches(few, device)))
+    batch = min(batch, max(1, max(budget, LEAST) // (LIVE * (probe.largest // few + 1))))
     # what one value of each node takes over all samples
-    sizes = {n: probe[n].nbytes // min(2, len(samples)) * len(samples) for n in nodes}
+    sizes = {n: probe.kept[n].nbytes // few * len(samples) for n in nodes}
     groups: list[list[Node]] = [[]]
     for node in nodes:
         if groups[-1] and sum(sizes[n] for n in groups[-1]) + sizes[node] > budget:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from qpass.manager import Pass
 from qpass.model import ModelAdapter
 from qpass.plugins import Catalog, catalog
 from qpass.progress import Progress
-from qpass.recipe import Recipe, check_passes, read, realised
+from qpass.recipe import Recipe, read
+from qpass.recipe.composed import composed
+from qpass.recipe.structure import Structure, shown
 from qpass.run import run
 from qpass.sampling import Sampling
 
@@ -67,6 +69,7 @@ def quantize(
         "seed": seed,
     }
     chosen = attrs.evolve(chosen, **{key: value for key, value in given.items() if value is not None})
+    chosen = composed(chosen, known)
     with tempfile.TemporaryDirectory(prefix="qpass-") as scratch:
         folder = Path(out) if out is not None else Path(scratch) / "run"
         result = run(chosen, catalog=known, out=folder, device=str(device), progress=progress)
@@ -79,7 +82,10 @@ def adapter(model: object, known: Catalog) -> ModelAdapter:
     if isinstance(model, ModelAdapter):
         return model
     if isinstance(model, str):
-        named: ModelAdapter = known.find("models", model)()
+        structure = Structure(known)
+        named: ModelAdapter | None = structure.build(known.find("models", model), {}, f"model {model}")
+        if named is None:
+            raise RecipeError([f"{problem}; in Python, give the adapter itself" for problem in structure.problems])
         return named
     for cls in known.classes["models"].values():
         adopted = cls.adopt(model) if issubclass(cls, ModelAdapter) else None
@@ -95,14 +101,15 @@ def _recipe(
     recipe: str | Path | Recipe | Sequence[Pass], known: Catalog, preset: str | None, overrides: Sequence[str]
 ) -> Recipe:
     if isinstance(recipe, str | Path):
-        return read(recipe, catalog=known, preset=preset, overrides=overrides)
+        changes = (overrides,) if isinstance(overrides, str) else overrides  # a text is a sequence of texts too
+        return read(recipe, catalog=known, preset=preset, overrides=changes)
     if preset is not None or overrides:
         raise RecipeError(
             "preset and overrides change a recipe by name or file; change this one's passes themselves"
         )
     if isinstance(recipe, Recipe):
         return recipe
-    passes = tuple(recipe)
-    check_passes(passes, known)
+    if not isinstance(recipe, Iterable):
+        raise RecipeError(f"must be a name, a file, a Recipe or a list of passes, not {shown(recipe)}")
     standard = read("w8a8", catalog=known)
-    return realised(attrs.evolve(standard, passes=passes, evaluators=(), name="python"), known)
+    return attrs.evolve(standard, passes=tuple(recipe), evaluators=(), name="python")

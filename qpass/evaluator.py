@@ -94,6 +94,13 @@ class Evaluator(ABC):
         """What can be known before anything is loaded; raise `EvaluationError` with the way out."""
         return
 
+    def fingerprint(self) -> str:
+        """Text that changes when the files that its options name do, such as a data set; empty where none do.
+
+        Under it, and under the options themselves, what was observed is kept.
+        """
+        return ""
+
     @abstractmethod
     def observe(self, subject: Subject, ctx: PassContext) -> Observation:
         """Look at one model. `ctx.reference` is its full-precision teacher."""

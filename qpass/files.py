@@ -9,8 +9,9 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ _WAYS_OUT = {
     errno.EISDIR: "a file stands where a folder should be, or the other way round; choose another folder with --out",
     errno.EFBIG: "files may not grow that large here; raise the limit (`ulimit -f`), or choose another folder",
 }
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 def temporary_folder() -> Path:
@@ -56,17 +59,32 @@ def storage(path: Path) -> Iterator[None]:
         raise StorageError(f"cannot write {str(path)!r}: {_WAYS_OUT.get(error.errno, other)}") from error
 
 
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 @contextmanager
-def locked(file: Path, busy: str) -> Iterator[None]:
-    """Hold a lock that one process at a time can have; a `QpassError` that says `busy` where another has it."""
+def locked(file: Path, busy: str, say: Callable[[str], None] = _to_stderr) -> Iterator[None]:
+    """Hold a lock that one process at a time can have; a `QpassError` that says `busy` where another has it.
+
+    Some file systems, of clusters above all, have no locks: work goes on without, and `say` is told.
+    """
     with storage(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
         handle = file.open("w")
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise QpassError(busy) from None
+        with storage(file):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise QpassError(busy) from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                say(
+                    f"the file system of {str(file.parent)!r} has no locks ({error.strerror}): give no other command "
+                    "that writes there until this one has ended"
+                )
         yield
 
 

@@ -105,12 +105,16 @@ class Record:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Run:
-    """The graph after every pass, the plan for sampling it, and the records."""
+    """The graph after every pass, the plan for sampling it, and the records.
+
+    Of each pass, how long it took, and whether it had been begun before: then its time is not the whole.
+    """
 
     graph: GraphModule
     plan: StepPlan | None
     records: tuple[Record, ...]
     seconds: tuple[float, ...] = ()
+    resumed: tuple[bool, ...] = ()
 
 
 class Stages:
@@ -119,6 +123,10 @@ class Stages:
     def load(self, index: int) -> Run | None:
         """The run up to and including pass `index`, if it was saved under the same conditions."""
         return None
+
+    def begin(self, index: int) -> bool:
+        """Remember that pass `index` is begun; whether it was before, so that some of its work may be done."""
+        return False
 
     def save(self, index: int, run: Run) -> None:
         """Keep the run up to and including pass `index`."""
@@ -148,12 +156,14 @@ class PassManager:
         first = 0
         for index in reversed(range(len(self.passes))):
             if (kept := self.stages.load(index)) is not None:
+                kept.graph.to(ctx.device)  # it was read onto the CPU
                 run, first = kept, index + 1
                 for record in run.records:
                     ctx.progress.say(f"{record.index}. {record.name}: kept from an earlier run")
                 break
         for index in range(first, len(self.passes)):
-            run = self._step(index, run, ctx)
+            resumed = self.stages.begin(index)
+            run = attrs.evolve(self._step(index, run, ctx), resumed=(*run.resumed, resumed))
             try:
                 self.stages.save(index, run)
             except Exception as error:

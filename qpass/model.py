@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qpass.errors import ModelError, RecipeError
 from qpass.progress import Progress
-from qpass.sampling import Denoise, Sampler, Sampling, trajectory
+from qpass.sampling import Denoise, Sampler, Sampling, check_guidance, trajectory
 
 
 class ModelAdapter(ABC):
@@ -69,12 +69,14 @@ class ModelAdapter(ABC):
         return ()
 
     def check_sampling(self, sampling: Sampling) -> None:
-        """Raise a `RecipeError` where this model lacks what it is sampled with, such as prompts, or cannot use it.
+        """Raise a `RecipeError` where this model lacks what it is sampled with, such as prompts, or has no use for it.
 
         Only called where `cannot_sample()` is None.
         """
         if sampling.prompts or sampling.negative_prompt:
             raise RecipeError(f"sampling.prompts: model {self.name!r} takes no text; leave them out")
+        if sampling.guidance != 1.0 or sampling.guidance_channels:
+            check_guidance(sampling, guided=self.sampler().conditions((0,), sampling).empty is not None)
 
     def sampler(self) -> Sampler:
         """What sampling needs to know; only called where `cannot_sample()` is None."""

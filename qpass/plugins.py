@@ -17,6 +17,7 @@ import pluggy
 
 from qpass import hookspecs
 from qpass.errors import PluginError, did_you_mean
+from qpass.source import home, source_hash
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 KINDS = ("passes", "models", "evaluators", "quantizers", "analyses", "kernels")
@@ -67,6 +68,8 @@ def catalog(files: Sequence[Path] = ()) -> Catalog:
         label = f"{entry.name} ({entry.value})"
         try:
             _register(manager, entry.load(), label)
+            if named := home(entry.module):
+                source_hash(named)  # of what was loaded, should somebody edit it from here on
         except (
             Exception,
             SystemExit,
@@ -122,6 +125,7 @@ def _load_file(name: str, file: Path) -> ModuleType:
         raise ImportError("a plugin file ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    source_hash(name)  # of what is loaded next, should somebody edit it from here on
     spec.loader.exec_module(module)
     return module
 
@@ -149,7 +153,7 @@ def _collect(manager: pluggy.PluginManager, kind: str, broken: list[Broken], giv
         try:
             classes = impl.function()
             _check(kind, classes)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _blame(impl.plugin_name, error, broken, given)
             continue
         for cls in classes:
@@ -162,7 +166,7 @@ def _collect(manager: pluggy.PluginManager, kind: str, broken: list[Broken], giv
     return dict(sorted(found.items()))
 
 
-def _blame(plugin: str, error: Exception, broken: list[Broken], given: Set[str]) -> None:
+def _blame(plugin: str, error: BaseException, broken: list[Broken], given: Set[str]) -> None:
     """What was asked for by --plugin must work; what merely happens to be installed need not."""
     if plugin in given:
         raise PluginError(f"plugin {plugin!r}: {_one_line(error)}") from error
@@ -206,7 +210,7 @@ def _collect_ops(
             if not isinstance(found, Sequence):
                 raise TypeError(f"register_ops must return a sequence of functions, not {found!r}")
             named = {plugin_op_name(op): op for op in found}
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _blame(impl.plugin_name, error, broken, given)
             continue
         for name, op in named.items():

@@ -91,6 +91,14 @@ def test_a_preset_needs_a_recipe_to_change():
         qpass.quantize("cifar10-unet", [Assign(), Simulate()], preset="fast")
 
 
+def test_one_override_as_a_text():
+    """It is one override, not one for each letter."""
+    with pytest.raises(RecipeError) as caught:
+        qpass.quantize("cifar10-unet", "w8a8", overrides="sampling.stesp=3")
+    assert len(caught.value.problems) == 1
+    assert "did you mean 'steps'" in caught.value.problems[0]
+
+
 def test_a_quantizers_name_is_no_quantizer():
     """In Python a quantizer is an object; a name in its place is refused when the pass is made."""
     with pytest.raises(TypeError, match="weight must be a quantizer such as Mse"):
@@ -103,3 +111,41 @@ def test_passes_out_of_order_are_refused_before_any_work():
         RecipeError, match=r"needs 'specs', which no pass before it provides; put 'assign' before it"
     ):
         qpass.quantize("cifar10-unet", [Simulate(), Assign()])
+
+
+@pytest.mark.parametrize(
+    ("model", "recipe", "rest", "said"),
+    [
+        (
+            "cifar10-unet",
+            [Assign()],
+            {"seed": 1.5},
+            "seed must be a whole number from 0 to 2\\*\\*63 - 1, not 1.5",
+        ),
+        ("cifar10-unet", Assign(), {}, r"a list of passes, not Assign\("),
+        ("diffusers", [Assign()], {}, "option 'path' is required; .*; in Python, give the adapter itself"),
+    ],
+    ids=["seed", "a pass", "an adapter's options"],
+)
+def test_what_is_wrong_is_said_before_any_work(model, recipe, rest, said, tmp_path):
+    """One error, and no folder."""
+    with pytest.raises(RecipeError, match=said):
+        qpass.quantize(model, recipe, out=tmp_path / "run", **rest)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pipeline_whose_schedule_has_infinite_defaults(unet_folder):
+    """DPM-Solver++ clips nothing by default, down to minus infinity; the artifact is written all the same."""
+    from diffusers import DDPMPipeline, DPMSolverMultistepScheduler, UNet2DModel
+
+    scheduler = DPMSolverMultistepScheduler(beta_schedule="linear")
+    assert scheduler.config.lambda_min_clipped == -float("inf")
+    quantized = qpass.quantize(
+        DDPMPipeline(UNet2DModel.from_pretrained(unet_folder), scheduler),
+        [Assign()],
+        sampling=Sampling(scheduler="dpm-solver++", steps=2, batch=2),
+        calibration=UniformSteps(samples=2, steps=2),
+    )
+    kept = quantized.model.about["recipe"]["model"]["scheduler"]
+    assert "lambda_min_clipped" not in kept
+    assert kept["solver_order"] == scheduler.config.solver_order

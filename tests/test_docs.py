@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import attrs
@@ -83,3 +84,12 @@ def test_the_wheel_holds_four_packages(tmp_path):
         "qpass_models/zoo/cifar10-unet/diffusion_pytorch_model.safetensors",
     ):
         assert needed in names
+
+
+def test_the_systems_it_runs_on():
+    """Folders are held by locks that only Unix has; who installs it is told, and so is who looks it up."""
+    assert "import fcntl" in (ROOT / "qpass" / "files.py").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["classifiers"] == ["Operating System :: POSIX :: Linux", "Operating System :: MacOS"]
+    first = (ROOT / "README.md").read_text(encoding="utf-8").partition("$ qpass run tcaq")[0]
+    assert "Linux or macOS" in first

@@ -12,7 +12,7 @@ import torch
 
 from qpass.analysis import Analysis
 from qpass.errors import PreconditionError, QpassError
-from qpass.manager import Pass, PassManager, PassResult
+from qpass.manager import Pass, PassManager, PassResult, Stages
 from qpass.schedule import Step, StepPlan
 
 
@@ -163,3 +163,37 @@ def test_a_wrong_result_is_the_passs_mistake(context):
     nodes[0].append(nodes[-2])  # used before it is made
     with pytest.raises(PreconditionError, match="pass 'nothing' left a malformed graph"):
         PassManager([Nothing(result=PassResult(graph=broken, changed=True))]).run(broken, context)
+
+
+@attrs.frozen(kw_only=True)
+class Where(Pass):
+    """Notes on which devices the graph's tensors are."""
+
+    name: ClassVar[str] = "where"
+
+    def run(self, graph, ctx):
+        return PassResult(
+            graph=graph, changed=False, notes={"on": sorted({p.device.type for p in graph.parameters()})}
+        )
+
+
+class InMemory(Stages):
+    """Keeps the first stage."""
+
+    kept = None
+
+    def load(self, index):
+        return self.kept if index == 0 else None
+
+    def save(self, index, run):
+        if index == 0:
+            self.kept = attrs.evolve(run, graph=copy.deepcopy(run.graph))
+
+
+def test_a_kept_stage_goes_on_where_the_run_is(traced, context):
+    """A stage is read onto the CPU; what comes after it finds the graph on the run's device."""
+    stages = InMemory()
+    PassManager((Nothing(), Where()), stages=stages).run(copy.deepcopy(traced[1]), context)
+    there = attrs.evolve(context, device=torch.device("meta"))
+    done = PassManager((Nothing(), Where()), stages=stages).run(copy.deepcopy(traced[1]), there)
+    assert done.records[1].notes == {"on": ["meta"]}

@@ -31,19 +31,31 @@ def find(text: str, network: FeatureNetwork, bench: Bench, *, rows: bool, flags:
     A name that ships as statistics, and is among the reader's images too, is taken as statistics where those serve.
     `flags` are what makes `qpass reference` use this network.
     """
-    found = reference(text, network, flags)
-    if found is not None and (not rows or found.about["rows"] or text not in SHEETS):
-        return found
-    return extract(network, open_images(text, bench.progress.say), bench)
+    found = chosen(text, network, rows=rows, flags=flags)
+    return extract(network, open_images(text, bench.progress.say), bench) if found is None else found
 
 
 def check(text: str, network: FeatureNetwork, *, rows: bool, flags: str) -> None:
     """Raise `EvaluationError` where `find`, or asking what it found for rows, would; no image is read for it."""
-    found = reference(text, network, flags)
-    if found is None or (rows and not found.about["rows"] and text in SHEETS):
+    found = chosen(text, network, rows=rows, flags=flags)
+    if found is None:
         open_images(text)
     elif rows:
         found.rows(next(iter(found.about["dimensions"])))
+
+
+def fingerprint(text: str, network: FeatureNetwork, *, rows: bool, flags: str) -> str:
+    """Text that changes when what `find` would find does; no image is read for it."""
+    found = chosen(text, network, rows=rows, flags=flags)
+    return open_images(text).fingerprint() if found is None else found.digest
+
+
+def chosen(text: str, network: FeatureNetwork, *, rows: bool, flags: str) -> Reference | None:
+    """The reference that is compared with; None where it is images."""
+    found = reference(text, network, flags)
+    if found is not None and rows and not found.about["rows"] and text in SHEETS:
+        return None
+    return found
 
 
 def reference(text: str, network: FeatureNetwork, flags: str) -> Reference | None:

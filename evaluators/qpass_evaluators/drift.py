@@ -11,6 +11,7 @@ from attrs import validators as v
 from qpass.evaluator import Evaluator, Metric, Observation, Series, Subject
 from qpass.images.drawn import facts
 from qpass.manager import PassContext
+from qpass_evaluators.clipped import clipped
 from qpass_evaluators.images import GraphImages, ReferenceImages
 from qpass_evaluators.noise import OUTPUT, NoiseTable, measure
 from qpass_evaluators.similarity import psnr, ssim
@@ -26,6 +27,8 @@ class Drift(Evaluator):
     model's prediction for the same input; inputs are those of the teacher's own sampling of `rows` images.
     psnr, ssim: between `samples` images that both models draw from the same noise, uint8, N x H x W x 3; see
     `qpass_evaluators.similarity`.
+    clipped: where the sampler clips the predicted image, the share of its values that the first step would clip, of
+    both models. Far more than the original's means that images lose their colours there; see `sampling.clip`.
     """
 
     name: ClassVar[str] = "drift"
@@ -43,7 +46,9 @@ class Drift(Evaluator):
             images = ctx.get(ReferenceImages(count=self.samples), subject.graph)
         else:
             images = ctx.get(GraphImages(count=self.samples), subject.graph)
-        seen = Observation(images={"samples": images}, protocol=facts(ctx.sampling, ctx.seed))
+        share = clipped(subject.graph, ctx, self.rows)
+        numbers = {} if share is None else {"clipped": 100 * share}
+        seen = Observation(numbers=numbers, images={"samples": images}, protocol=facts(ctx.sampling, ctx.seed))
         if subject.role == "original":
             return seen
         table = measure(subject.graph, ctx, self.rows)
@@ -61,10 +66,24 @@ class Drift(Evaluator):
             metrics.append(self._pair("psnr", psnr(theirs, ours), "dB", pooled))
             window = {**protocol, "window": "gaussian 11, sigma 1.5, valid region, mean over channels"}
             metrics.append(self._pair("ssim", float(ssim(theirs, ours).mean()), "", window))
+        for seen in filter(None, (reference, candidate)):
+            if "clipped" in seen.numbers:
+                metrics.append(self._clipped(seen, "quantized" if seen is candidate else "original"))
         return tuple(metrics)
 
     def _pair(self, name: str, value: float, unit: str, protocol: dict[str, Any]) -> Metric:
         return Metric(name=name, value=value, unit=unit, subject="pair", protocol=protocol)
+
+    def _clipped(self, seen: Observation, subject: Literal["original", "quantized"]) -> Metric:
+        protocol = {**seen.protocol, "rows": self.rows, "step": "first"}
+        return Metric(
+            name="clipped",
+            value=seen.numbers["clipped"],
+            unit="%",
+            better="lower",
+            subject=subject,
+            protocol=protocol,
+        )
 
 
 def curves(table: NoiseTable) -> dict[str, Series]:

@@ -33,6 +33,9 @@ class FeatureEvaluator(ImageEvaluator):
     def requires(self, model: ModelAdapter) -> None:
         self.network().protocol()  # names the weights, so they must be there
 
+    def fingerprint(self) -> str:
+        return self.network().fingerprint()
+
     def see(self, images: Images, bench: Bench) -> Features:
         """The images' features."""
         return extract(self.network(), images, bench)
@@ -60,6 +63,10 @@ class ComparingEvaluator(FeatureEvaluator):
     def requires(self, model: ModelAdapter) -> None:
         super().requires(model)
         against.check(self.against, self.network(), rows=self.rows, flags=self.flags())
+
+    def fingerprint(self) -> str:
+        compared = against.fingerprint(self.against, self.network(), rows=self.rows, flags=self.flags())
+        return f"{super().fingerprint()} {compared}"
 
     def measure(self, images: Images, bench: Bench) -> Sequence[Metric]:
         network = self.network()

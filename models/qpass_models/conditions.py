@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qpass.errors import RecipeError
-from qpass.sampling import Conditions, Sampling
+from qpass.sampling import Conditions, Sampling, check_guidance
 from qpass_models.text import Encoded, TextEncoders
 
 FROM_TEXT = (
@@ -50,7 +50,7 @@ class Conditioner:
         )
 
     def check(self, sampling: Sampling) -> None:
-        """Raise a `RecipeError` where the recipe gives prompts to a model without text, or none to one with it."""
+        """Raise a `RecipeError` for prompts where there is no text, for none where there is, for idle guidance."""
         if self.texts is None and (sampling.prompts or sampling.negative_prompt):
             raise RecipeError("sampling.prompts: this model takes no text; leave prompts and negative_prompt out")
         if self.texts is not None and not sampling.prompts:
@@ -58,6 +58,12 @@ class Conditioner:
                 'sampling.prompts: this model draws what a text says; give prompts = ["..."] in [sampling], or a '
                 "file with one prompt a line"
             )
+        guided = bool(self.inputs) and all(self._may_be_empty(key) for key in self.inputs)
+        check_guidance(sampling, guided=guided, takes_it="guidance" in self.inputs)
+
+    def _may_be_empty(self, key: str) -> bool:
+        """Whether an input has a value for no condition; known before any text is encoded."""
+        return _has_empty_class(self.config) if key == "class_labels" else key not in (*UNBATCHED, "guidance")
 
     def _encoded(self, sampling: Sampling) -> Encoded:
         if self.classes is not None:
@@ -109,5 +115,8 @@ def _labels(config: Mapping[str, Any], indices: list[int]) -> tuple[Tensor, Tens
     """Class labels in turn. diffusers' DiT keeps one more row in its table, for no class."""
     count = int(config.get("num_embeds_ada_norm") or config.get("num_class_embeds") or 1)
     given = torch.tensor([i % count for i in indices])
-    has_empty = config.get("num_embeds_ada_norm") is not None
-    return given, torch.full_like(given, count) if has_empty else None
+    return given, torch.full_like(given, count) if _has_empty_class(config) else None
+
+
+def _has_empty_class(config: Mapping[str, Any]) -> bool:
+    return config.get("num_embeds_ada_norm") is not None

@@ -17,6 +17,7 @@ from qpass.sampling import Sampler, Sampling, to_uint8
 from qpass_models import signatures
 from qpass_models.conditions import FROM_TEXT, KNOWN, UNBATCHED, Conditioner
 from qpass_models.examples import example, image_size
+from qpass_models.held import on
 from qpass_models.text import TextEncoders, needs_transformers
 
 FLUX = "FluxTransformer2DModel"
@@ -195,10 +196,10 @@ def pixel_scale(autoencoder: Mapping[str, Any]) -> int:
 
 @torch.no_grad()
 def decode(module: Any, latents: Tensor) -> Tensor:
-    """Latents to uint8 images with a diffusers autoencoder, undoing its scaling first."""
-    autoencoder = module.to(latents.device)
-    scale = autoencoder.config.get("scaling_factor") or 1.0
-    shift = autoencoder.config.get("shift_factor") or 0.0
+    """Latents to uint8 images with a diffusers autoencoder, which stays where it is; undoes its scaling first."""
+    scale = module.config.get("scaling_factor") or 1.0
+    shift = module.config.get("shift_factor") or 0.0
+    autoencoder = on(module, latents.device)
     return to_uint8(autoencoder.decode(latents.to(autoencoder.dtype) / scale + shift).sample)
 
 

@@ -139,7 +139,7 @@ class FolderDecoder:
         if self._module is None:
             name = str(read_json(self.folder / "config.json").get("_class_name"))
             self._module = _load(diffusers_class(name), self.folder, torch.float32).eval()
-        return decode(self._module, latents)
+        return decode(self._module.to(latents.device), latents)
 
 
 def _load(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:

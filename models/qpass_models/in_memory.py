@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -16,6 +18,7 @@ from qpass.model import ModelAdapter
 from qpass_models import signatures
 from qpass_models.denoiser import Denoiser, decode, pixel_scale
 from qpass_models.diffusers_folder import AUTOENCODERS, DENOISERS, TEXTS
+from qpass_models.held import contents, on
 from qpass_models.text import TextEncoders, known
 
 
@@ -65,7 +68,7 @@ class InMemory(Denoiser):
         mask = texts and type(module).__name__ == "PixArtTransformer2DModel"
         return cls(
             module=module,
-            scheduler=dict(thing.scheduler.config),
+            scheduler=_finite(thing.scheduler),
             optional=("encoder_attention_mask",) if mask else (),
             autoencoder=coder,
             pipeline=thing if texts else None,
@@ -89,16 +92,16 @@ class InMemory(Denoiser):
         return dtype
 
     def load(self) -> nn.Module:
-        """The module itself, which tracing copies."""
-        module: nn.Module = self.module
+        """The module itself, which tracing copies; a copy on the CPU where it lies elsewhere."""
+        module: nn.Module = on(self.module, torch.device("cpu"))
         return module
 
     def fingerprint(self) -> str:
-        """Of the weights' bytes."""
+        """Of all that determines images: weights and configurations, and what comes before and after."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.module.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        for part in (self.module, self.autoencoder, *(getattr(self.pipeline, name, None) for name in TEXTS)):
+            for piece in contents(part):
+                digest.update(piece)
         return digest.hexdigest()
 
     def schedule(self) -> Mapping[str, Any] | None:
@@ -125,3 +128,15 @@ class InMemory(Denoiser):
         if not hasattr(self.autoencoder, "decode"):
             raise ModelError(f"autoencoder must be a diffusers autoencoder, not {type(self.autoencoder).__name__}")
         return functools.partial(decode, self.autoencoder)
+
+
+def _finite(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's configuration without infinite defaults, which no artifact can hold and diffusers puts back."""
+    options = inspect.signature(type(scheduler).__init__).parameters
+    return {
+        key: value
+        for key, value in scheduler.config.items()
+        if not (
+            isinstance(value, float) and math.isinf(value) and key in options and options[key].default == value
+        )
+    }

@@ -13,22 +13,24 @@ from attrs import validators as v
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from qpass.activations import Samples, record
+from qpass.activations import Samples, run_recording
 from qpass.figure import cells
 from qpass.kernels import reference
 from qpass.manager import Pass, PassContext, PassResult
 from qpass.quantizer import QParams, Quantizer, fake_quantize, summarise
-from qpass.slots import MATMULS, Slot, read_params, slots, spec_of, write_params
+from qpass.slots import MATMULS, Slot, slots, spec_of, write_params
 from qpass.spec import QuantSpec
 from qpass.timegroups import edges_for
 from qpass_passes.assign import after_softmax
-from qpass_passes.fitting import choose_rows, fit
+from qpass_passes.fitting import choose_rows, fit, refuse_fitted, refuse_several
 from qpass_passes.power_law import Alternative, Verdict, judge
 from qpass_passes.quantizers.absmax import AbsMax
 from qpass_passes.quantizers.adaptive_log import search
 from qpass_passes.quantizers.log2 import log_params
 from qpass_passes.quantizers.mse import Mse
 
+BATCH = 64  # rows in each run of the model
+COPIES = 8  # of a softmax's output that a choice makes, at most, at a time
 SCALES = 16  # how many scales are tried with each base, and again around the best
 
 
@@ -90,7 +92,9 @@ class Daq(Pass):
         factory=Mse, metadata={"help": "how evenly spaced levels are fitted, beside the full range"}
     )
     rows: int = attrs.field(
-        default=128, validator=v.ge(1), metadata={"help": "calibration rows to look at; all, where fewer"}
+        default=128,
+        validator=v.ge(1),
+        metadata={"help": "calibration rows to look at, where the memory budget has room for them"},
     )
 
     @torch.no_grad()
@@ -98,7 +102,8 @@ class Daq(Pass):
         """Layer after layer; where any group takes powers, all its levels are written down."""
         calibration = ctx.get(ctx.calibration, graph)
         samples = choose_rows(calibration, self.rows, ctx.seed)
-        found = [slot for slot in slots(graph) if self._wanted(graph, slot)]
+        found = [slot for slot in slots(graph) if _wanted(slot)]
+        refuse_fitted(graph, self.name, found)
         verdicts: dict[str, dict[str, object]] = {}
         gains: dict[str, dict[float, float]] = {}
         ratios: dict[str, dict[float, float]] = {}
@@ -133,33 +138,25 @@ class Daq(Pass):
         }
         return PassResult(graph=graph, changed=changed, notes=notes)
 
-    def _wanted(self, graph: GraphModule, slot: Slot) -> bool:
-        spec = slot.spec
-        plain = spec.format == "int" and spec.granularity == "tensor" and not (spec.dynamic or spec.symmetric)
-        inside = slot.node.target in MATMULS and slot.index == 0 and after_softmax(slot.source)
-        return plain and inside and read_params(graph, slot) is None
-
     def _choices(
         self, graph: GraphModule, slot: Slot, samples: Samples, edges: Tensor | None, ctx: PassContext
     ) -> list[Choice]:
         value = slot.node.args[1]
         assert isinstance(value, Node)
-        both = list(dict.fromkeys([slot.source, value]))
-        recorded = record(
-            graph, both, samples, device=ctx.device, budget=2**62, progress=ctx.progress, title="record softmax"
-        )
-        seen = next(recorded)
-        p, val = torch.cat(seen[slot.source]), torch.cat(seen[value])
+        one, _ = _seen(graph, (slot.source, value), samples.take(torch.tensor([0])), 1, ctx.device)
+        most = max(1, ctx.memory_budget // (2 * COPIES * one.nbytes))
         zero = torch.zeros(len(samples), dtype=torch.long)
         group = zero if edges is None else reference.time_group(samples.t, edges)
-        # several rows of a tensor may belong to one of the samples
-        group = group.repeat_interleave(len(p) // len(samples))
         choices = []
         for g in range(slot.spec.time_groups):
-            mine = group == g
-            if not bool(mine.any()):  # none of the rows that were drawn: as all together
-                mine = torch.ones_like(mine)
-            choices.append(self._choice(slot, p[mine], val[mine]))
+            mine = (group == g).nonzero().flatten()
+            if not len(mine):  # none of the rows that were drawn: as all together
+                mine = torch.arange(len(samples))
+            rows = choose_rows(samples.take(mine), most, ctx.seed)
+            p, val = _seen(graph, (slot.source, value), rows, min(BATCH, most), ctx.device)
+            if edges is not None:
+                refuse_several(slot, len(p), len(rows))
+            choices.append(self._choice(slot, p, val))
         return choices
 
     def _choice(self, slot: Slot, p: Tensor, value: Tensor) -> Choice:
@@ -186,14 +183,34 @@ class Daq(Pass):
         return Choice(uniform=uniform, log=log, step=step, errors=(error, other), verdict=verdict)
 
 
+def _wanted(slot: Slot) -> bool:
+    spec = slot.spec
+    plain = spec.format == "int" and spec.granularity == "tensor" and not (spec.dynamic or spec.symmetric)
+    return plain and slot.node.target in MATMULS and slot.index == 0 and after_softmax(slot.source)
+
+
+def _seen(
+    graph: GraphModule, nodes: tuple[Node, Node], samples: Samples, batch: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Both nodes' values over all samples."""
+    kept: list[tuple[Tensor, ...]] = []
+    for inputs in samples.batches(batch, device):
+        found = run_recording(graph, nodes, inputs)
+        kept.append(tuple(found[node].cpu() for node in nodes))
+    first, second = zip(*kept, strict=True)
+    return torch.cat(first), torch.cat(second)
+
+
 def first_times(t: Tensor, edges: Tensor | None) -> dict[int, float]:
     """Of each group that a timestep falls in, the first one.
 
     >>> first_times(torch.tensor([1, 21, 41, 61]), torch.tensor([30.0, 50.0]))
     {0: 1.0, 1: 41.0, 2: 61.0}
+    >>> first_times(torch.tensor([0.25, 0.75]), None)
+    {0: 0.25}
     """
     times: Tensor = torch.unique(t)
-    groups = torch.zeros_like(times) if edges is None else reference.time_group(times, edges)
+    groups = torch.zeros(len(times), dtype=torch.long) if edges is None else reference.time_group(times, edges)
     return {g: float(times[groups == g].min()) for g in torch.unique(groups).tolist()}
 
 

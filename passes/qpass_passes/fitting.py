@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import attrs
@@ -44,6 +44,25 @@ class FittingOptions:
             fit_inputs(graph, self.input, self.fit_rows, ctx)
 
 
+def refuse_fitted(graph: GraphModule, who: str, about: Iterable[Slot]) -> None:
+    """A `PreconditionError` of that pass where any of the slots it is about to change has been fitted."""
+    for slot in about:
+        if read_params(graph, slot) is not None:
+            raise PreconditionError(
+                f"{who}: {slot.home!r} has been fitted already, and the fit would not hold; put {who!r} right after "
+                "'assign', before what fits or learns"
+            )
+
+
+def refuse_several(slot: Slot, places: int, rows: int) -> None:
+    """A `PreconditionError` where a slot has time groups and its tensor more places in its first axis than rows."""
+    if places > rows:
+        raise PreconditionError(
+            f"{slot.home!r} reads a tensor with {places // rows} places for each image in its first axis, and time "
+            f"groups count images; give it a spec without 'time:{slot.spec.time_groups}'"
+        )
+
+
 def fit_weights(graph: GraphModule, quantizer: Quantizer, ctx: PassContext) -> int:
     """Fit every weight that has no parameters yet, on itself; returns how many."""
     missing = [s for s in slots(graph) if s.index < 0 and read_params(graph, s) is None]
@@ -81,6 +100,8 @@ def fit_inputs(graph: GraphModule, quantizer: Quantizer, rows: int, ctx: PassCon
                     continue
                 slot = alike[0]
                 edges = edges_of[slot.spec]
+                if edges is not None:
+                    refuse_several(slot, sum(map(len, values[source])), len(samples))
                 pairs = partial(grouped, values[source], samples.t, edges, slot)
                 params = fit(quantizer, slot, pairs)
                 del pairs
@@ -106,8 +127,8 @@ def grouped(batches: list[Tensor], t: Tensor, edges: Tensor | None, slot: Slot) 
     for batch in batches:
         times = t[start : start + len(batch)]
         start += len(batch)
-        zero = torch.zeros(len(batch), dtype=torch.long)
-        group = zero if edges is None else reference.time_group(times, edges)
+        zero = torch.zeros(len(batch), dtype=torch.long, device=batch.device)
+        group = zero if edges is None else reference.time_group(times, edges).to(batch.device)
         yield reference.arrange(batch, slot.layout, slot.spec.granularity, slot.spec.group_size), group
 
 

@@ -14,6 +14,7 @@ from qpass.graph import block_module
 from qpass.graph.tensors import put
 from qpass.kernels import reference
 from qpass.manager import Pass, PassContext, PassResult
+from qpass.slots import find
 from qpass_passes.fitting import FittingOptions, choose_rows
 from qpass_passes.peculiar import peculiar
 from qpass_passes.reconstruction.chain import chain, cut_into
@@ -30,7 +31,8 @@ class Gptq(FittingOptions, Pass):
 
     X (inputs x rows) are the layer's inputs as the layers before it, already rounded, give them; of a convolution,
     its patches. Damping is a share of H's mean diagonal, 0.01 in the paper. Columns are taken by falling diagonal
-    (the authors' `act-order`) or as they stand. Grouped convolutions and codebooks are left to rounding to nearest.
+    (the authors' `act-order`) or as they stand. Convolutions in one or three dimensions, grouped ones, and codebooks
+    are left to rounding to nearest; the notes name them.
     """
 
     name: ClassVar[str] = "gptq"
@@ -60,25 +62,27 @@ class Gptq(FittingOptions, Pass):
         odd = peculiar(graph, samples, ctx.device)
         cut = chain(graph, cut_into(graph, "layer"), samples, ctx.device)
         moved: dict[str, float] = {}
+        left: list[str] = []
         with scratch_pool(ctx) as pool, ctx.progress.task("gptq", len(cut.blocks)) as task:
             streams = Streams(graph, cut, samples, pool, ctx.device)
             for block, gone in zip(cut.blocks, cut.dies, strict=True):
                 soft = SoftBlock(graph, block, weights=True, steps=False).eval().to(ctx.device)
                 soft.set(soft=False, activations=self.activations, drop=0.0)
                 streams.advance_full(block, block_module(graph, block))
-                for one in soft.roundings():
-                    if getattr(one.inner, "groups", 1) == 1:
+                for one in soft.layers.values():
+                    if one.learns and _product(one.inner):
                         codes = self._rounded(one, hessian(soft, one, streams))
                         moved[one.slot.home] = float((codes != one.codes).float().mean())
                         one.give_back(codes)
                         put(graph, f"{one.slot.home}.codes", codes)
+                    elif find(graph, f"{one.slot.home}.codes") is None:
+                        left.append(str(one.slot.node.meta["origin"]))
                 streams.advance_rounded(block, soft)
                 streams.drop(gone)
                 task.advance()
         flipped = round(sum(moved.values()) / max(1, len(moved)), 4)
-        return PassResult(
-            graph=graph, changed=True, notes={"layers": len(moved), "not to nearest": flipped, **odd}
-        )
+        notes = {"layers": len(moved), "not to nearest": flipped, "left to rounding to nearest": left, **odd}
+        return PassResult(graph=graph, changed=True, notes=notes)
 
     def _rounded(self, one: SoftLayer, h: Tensor) -> Tensor:
         wide = one.original.flatten(1).shape
@@ -93,14 +97,18 @@ class Gptq(FittingOptions, Pass):
         order = (
             h.diagonal().argsort(descending=True, stable=True)
             if self.order == "diagonal"
-            else torch.arange(len(h))
+            else torch.arange(len(h), device=h.device)
         )
         weight, scale, zero, low, high = (
             part[:, order] for part in (one.original.flatten(1), scale, zero, low.to(h), high.to(h))
         )
         codes = round_columns(weight, scale, zero, low, high, h[order][:, order])
-        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
-        return codes[:, back].reshape(one.original.shape).to(one.codes.dtype)
+        return codes[:, order.argsort()].reshape(one.original.shape).to(one.codes.dtype)
+
+
+def _product(layer: nn.Module) -> bool:
+    """Whether each output of the layer is a product of one patch of its input."""
+    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
 
 
 def hessian(soft: SoftBlock, one: SoftLayer, streams: Streams) -> Tensor:
@@ -124,10 +132,26 @@ def patches(layer: nn.Module, x: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, x.shape[-1])
     assert isinstance(layer, nn.Conv2d)
-    padding = layer.padding
-    assert not isinstance(padding, str)
-    columns = nn.functional.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)
+    x = nn.functional.pad(x, around(layer), "constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+    columns = nn.functional.unfold(x, layer.kernel_size, layer.dilation, 0, layer.stride)
     return columns.transpose(1, 2).reshape(-1, columns.shape[1])
+
+
+def around(layer: nn.Conv2d) -> tuple[int, ...]:
+    """What is put around its input: left, right, top, bottom; of an odd total, "same" has the larger part last.
+
+    >>> around(nn.Conv2d(1, 1, (2, 3), padding="same"))
+    (1, 1, 0, 1)
+    """
+    if isinstance(layer.padding, str):
+        totals = [
+            d * (k - 1) if layer.padding == "same" else 0
+            for d, k in zip(layer.dilation, layer.kernel_size, strict=True)
+        ]
+        height, width = ((total // 2, total - total // 2) for total in totals)
+    else:
+        height, width = ((one, one) for one in layer.padding)
+    return (*width, *height)
 
 
 def round_columns(weight: Tensor, scale: Tensor, zero: Tensor, low: Tensor, high: Tensor, h: Tensor) -> Tensor:

@@ -11,8 +11,11 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from qpass.activations import run_recording
+from qpass.errors import PreconditionError
+from qpass.kernels import reference
 from qpass.manager import Pass, PassContext, PassResult
-from qpass.slots import layer, spec_of
+from qpass.slots import layer, slots, spec_of
+from qpass_passes.fitting import refuse_fitted
 
 CAT = torch.ops.aten.cat.default
 
@@ -32,12 +35,14 @@ class SplitShortcut(Pass):
     def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
         """Rewrite every such layer that is quantized."""
         found = [node for node in graph.graph.nodes if spec_of(node) is not None and _parts(graph, node)]
+        refuse_fitted(graph, self.name, (slot for slot in slots(graph) if slot.node in found))
         parts = {part for node in found for part in _parts(graph, node)}
         seen = run_recording(graph, list(parts), _example(ctx)) if parts else {}
         for node in found:
             _split(graph, node, [_width(graph, node, seen[part]) for part in _parts(graph, node)])
         graph.graph.eliminate_dead_code()
-        graph.delete_all_unused_submodules()
+        for name in {str(node.target) for node in found} - {str(node.target) for node in graph.graph.nodes}:
+            graph.delete_submodule(name)
         graph.recompile()
         return PassResult(
             graph=graph, changed=bool(found), notes={"split": [str(node.meta["origin"]) for node in found]}
@@ -52,6 +57,13 @@ def _parts(graph: GraphModule, node: Node) -> list[Node]:
     """The tensors whose concatenation along channels the node, a layer, reads; none where it reads no such."""
     module = layer(graph, node)
     source = node.args[0] if module is not None else None
+    if isinstance(source, Node) and source.target is reference.rescale:
+        source = source.args[0]
+        if isinstance(source, Node) and source.target is CAT:
+            raise PreconditionError(
+                f"split-shortcut: a factor for each channel stands before {str(node.target)!r} already; put "
+                "'split-shortcut' before the pass that put it there, such as 'tcr' or 'smooth'"
+            )
     if not isinstance(source, Node) or source.target is not CAT or getattr(module, "groups", 1) != 1:
         return []
     along = source.args[1] if len(source.args) > 1 else 0

@@ -12,7 +12,8 @@ from qpass.activations import Samples
 from qpass.graph import block_of, depends_on
 from qpass.graph.nodes import compute_nodes
 from qpass.manager import PassContext, PassResult
-from qpass.slots import spec_of
+from qpass.slots import Slot, read_params, slots, spec_of
+from qpass_passes.fitting import choose_rows
 from qpass_passes.reconstruction.engine import Reconstruction
 from qpass_passes.reconstruction.learning import LearningPass, RoundingOptions, told
 from qpass_passes.reconstruction.objective import Objective
@@ -26,8 +27,9 @@ class Tfmq(RoundingOptions, LearningPass):
 
     The block is the time embedding and every layer that depends on the timestep (and the class, in a DiT) but not on
     the image: emb_i = g_i(h(t)). Its loss is Σ_i ||g_i(h(t)) - g^_i(h^(t))||² over the timesteps that are sampled,
-    equation 8 (TIAR); its input quantizers hold one scale for each of them (FSC). What comes after, such as `brecq`,
-    leaves its weights alone, as the paper asks. With `every_input` all other inputs get a scale per timestep too, as
+    equation 8 (TIAR), none of them held out; its input quantizers hold one scale for each (FSC), but for those that a
+    pass before this one has fitted. What comes after, such as `brecq`, leaves its weights alone, as the paper asks;
+    `par` alone, which learns all anew, does not. With `every_input` all other inputs get a scale per timestep too, as
     in the released code.
     """
 
@@ -37,21 +39,26 @@ class Tfmq(RoundingOptions, LearningPass):
     )
 
     def objective(self) -> Objective:
-        return self.chosen(unit="block")
+        return self.chosen(unit="block", held_out=False)
 
     def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
         """Refine the specs, fit, and learn the one block from its distinct inputs."""
         nodes = temporal(graph)
         calibration: Samples = ctx.get(ctx.calibration, graph)
         steps = len(set(calibration.t.tolist()))
-        refined = [n for n in graph.graph.nodes if spec_of(n) and (n in nodes or self.every_input)]
-        for node in refined:
-            _per_step(node, steps)
+        refined = [
+            slot
+            for slot in slots(graph)
+            if slot.index >= 0 and not slot.spec.dynamic and read_params(graph, slot) is None
+            if slot.node in nodes or self.every_input
+        ]
+        for slot in refined:
+            _per_step(slot, steps)
         self.fit_missing(graph, ctx, self.name, inputs=True)
         notes = {"timesteps": steps, "inputs with a scale per timestep": len(refined), "blocks": {}}
         if any(spec_of(node) for node in nodes):
             block = block_of(graph, nodes, NAME)
-            rows = distinct(calibration, _places(graph, block.inputs))
+            rows = choose_rows(distinct(calibration, _places(graph, block.inputs)), self.rows, ctx.seed)
             made = Reconstruction(
                 graph=graph,
                 samples=rows,
@@ -78,13 +85,12 @@ def temporal(graph: GraphModule) -> set[Node]:
     return found
 
 
-def _per_step(node: Node, steps: int) -> None:
-    spec = spec_of(node)
+def _per_step(slot: Slot, steps: int) -> None:
+    spec = spec_of(slot.node)
     assert spec is not None
-    inputs = tuple(
-        attrs.evolve(one, time_groups=steps) if one is not None and not one.dynamic else one for one in spec.inputs
-    )
-    node.meta["qpass"] = attrs.evolve(spec, inputs=inputs)
+    inputs = list(spec.inputs)
+    inputs[slot.index] = attrs.evolve(slot.spec, time_groups=steps)
+    slot.node.meta["qpass"] = attrs.evolve(spec, inputs=tuple(inputs))
 
 
 def _places(graph: GraphModule, inputs: tuple[Node, ...]) -> list[int]:

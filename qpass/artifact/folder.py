@@ -32,11 +32,15 @@ WEIGHTS, GRAPH = "model.safetensors", "qpass.json"
 
 @attrs.frozen(kw_only=True, eq=False)
 class Artifact:
-    """What an artifact holds: the graph, the plan for sampling it, and plain data about where it comes from."""
+    """What an artifact holds: the graph, the plan for sampling it, and plain data about where it comes from.
+
+    `digest` stands for all of it, of one that was read from a folder: two are equal where their digests are.
+    """
 
     graph: GraphModule
     plan: StepPlan | None = None
     about: Mapping[str, Any] = attrs.field(factory=dict)
+    digest: str = ""
 
 
 def save(artifact: Artifact, folder: Path, catalog: Catalog) -> None:
@@ -90,7 +94,7 @@ def load_artifact(folder: Path, catalog: Catalog) -> Artifact:
         graph = _rebuild(document, tensors, catalog)
         plan = document["plan"]
         steps = StepPlan(steps=tuple(Step(**step) for step in plan)) if plan else None
-        return Artifact(graph=graph, plan=steps, about=dict(document["about"]))
+        return Artifact(graph=graph, plan=steps, about=dict(document["about"]), digest=document["checksum"])
     except ArtifactError as error:
         raise ArtifactError(f"{file!r} cannot be loaded: {error}") from error
     except _MALFORMED as error:

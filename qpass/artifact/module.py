@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -38,6 +40,7 @@ class LoadedModel(nn.Module):
         self.graph: GraphModule = artifact.graph
         self.plan = artifact.plan
         self.about: Mapping[str, Any] = artifact.about
+        self.digest = artifact.digest
         self.config = Config(artifact.about.get("config") or {})
         self.signature: Mapping[str, Any] | None = artifact.about.get("signature")
 
@@ -50,6 +53,19 @@ class LoadedModel(nn.Module):
     def device(self) -> torch.device:
         """Where the model lives."""
         return next(self.parameters()).device
+
+    @property
+    def add_embedding(self) -> Any:
+        """As much of SDXL's as its pipeline looks at: the width that it expects of pooled text and sizes."""
+        if self.config.get("addition_embed_type") != "text_time":
+            raise AttributeError("add_embedding")
+        return SimpleNamespace(
+            linear_1=SimpleNamespace(in_features=self.config["projection_class_embeddings_input_dim"])
+        )
+
+    def cache_context(self, name: str) -> AbstractContextManager[None]:
+        """Which half of guidance is being computed, as pipelines tell a model that caches; this one does not."""
+        return nullcontext()
 
     def denoise(self, x: Tensor, t: Tensor | float, *cond: Tensor) -> Tensor:
         """Call the graph."""

@@ -70,14 +70,16 @@ def command(
       qpass compare brecq-w4a4 qdrop-w4a4 --seed 0 --seed 1 --seed 2 --out runs/seeds --preset fast
       qpass compare w4a4 w4a8 --model diffusers:path=models/mine --out runs/bits --set sampling.steps=50
 
-    KEY and VALUE of --set are as in `qpass run`, and apply to every recipe; those of --model are options of the model.
+    KEY and VALUE of --set are as in `qpass run`, and apply to every recipe; those of --model are options of the model,
+    and of sampling where they are for one model alone, as in cifar10-dit:sampling.guidance=1.5.
 
     \b
     It writes into DIR
       compare.md          the table, as markdown
       compare.json        schema, and cells: recipe, model, seed, folder, status (done, failed or waiting), error,
                           metrics as in report.json, and what varies between equal runs: seconds of the passes,
-                          total_seconds, peak_memory_mb, resumed, and timed, the metrics of timings.json
+                          total_seconds, peak_memory_mb, resumed, resumed_passes (begun before, so that their
+                          seconds are not the whole), and timed, the metrics of timings.json
       <recipe>-<model>/   the folder of each run, as `qpass run` makes it; with -seed<N> where seeds were given
       shared/             what runs on one model share; it can be removed
     """
@@ -102,7 +104,7 @@ def command(
         write_file(out / "compare.json", to_json(document))
         write_file(out / "compare.md", markdown(sheet(document["cells"])))
 
-    settings = Settings(out=out, device=device, preset=preset, plugins=plugins)
+    settings = Settings(out=out, device=device, plugins=plugins)
     done = compare(cells, settings, LineProgress(), keep)  # the bars are those of the cells
     console = Console()
     console.print(terminal(sheet(done["cells"]), console.width))

@@ -10,6 +10,7 @@ import click
 
 from qpass.cli import options
 from qpass.errors import QpassError
+from qpass.files import storage
 
 KINDS = ("pass", "model", "evaluator")
 TEMPLATES = Path(__file__).parent / "templates"
@@ -63,13 +64,16 @@ def command(kind: str, name: str, out: Path | None) -> None:
     A folder that exists is left alone, and that is an error.
     """
     folder = out or Path(f"qpass-{name}")
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise QpassError(f"{str(folder)!r} exists; name another folder with --out") from None
-    for path, text in files(kind, name).items():
-        (folder / path).parent.mkdir(exist_ok=True)
-        (folder / path).write_text(text, encoding="utf-8")
+    with storage(folder):
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            raise QpassError(f"{str(folder)!r} exists; name another folder with --out") from None
+        written = files(kind, name)
+        for path, text in written.items():
+            (folder / path).parent.mkdir(exist_ok=True)
+            (folder / path).write_text(text, encoding="utf-8")
+    for path in written:
         click.echo(str(folder / path))
     click.echo(f"\nnext: pip install -e {folder}, then `qpass show {name}`")
 

@@ -12,11 +12,15 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qpass.errors import QpassError
 from qpass.files import write_file
+
+if TYPE_CHECKING:
+    from qpass.recipe import Recipe
 
 TRACE = "error.txt"  # in the cell's folder: the traceback of what stopped it
 
@@ -39,16 +43,25 @@ def main() -> int:
 
 
 def carry_out(order: dict[str, Any]) -> str | None:
-    """What `qpass run` does, with its knowledge of the original in a shared folder; an error as one line."""
+    """What `qpass run` does, with its knowledge of the original in a shared folder; an error as one line.
+
+    The recipe comes as the comparison read it: its file may be another by now. Plugins come as files, so what they
+    are by now is held against what they were.
+    """
+    import attrs
+
     from qpass import plugins
     from qpass.progress import for_terminal
-    from qpass.recipe import read
+    from qpass.recipe import from_data
     from qpass.run import run
 
     folder = Path(order["folder"])
     try:
         catalog = plugins.catalog([Path(file) for file in order["plugins"]])
-        recipe = read(order["source"], catalog=catalog, preset=order["preset"], overrides=order["overrides"])
+        recipe = from_data(order["recipe"], catalog=catalog, name=order["name"])
+        recipe = attrs.evolve(recipe, notes=tuple(order["notes"]))
+        if order["depends_on"] is not None:
+            check_unchanged(order["depends_on"], depends_on(recipe, order["device"]))
         with for_terminal() as progress:
             run(
                 recipe, catalog=catalog, out=folder, device=order["device"], progress=progress,
@@ -59,6 +72,26 @@ def carry_out(order: dict[str, Any]) -> str | None:
         return sentence(error)
     (folder / TRACE).unlink(missing_ok=True)
     return None
+
+
+def depends_on(recipe: Recipe, device: str) -> dict[str, Any]:
+    """All that a cell's report depends on beside the recipe's text, by name."""
+    from qpass.report.data import plain
+    from qpass.run.fingerprint import facts, ground
+
+    known: dict[str, Any] = plain(facts(recipe, ground(recipe, device.partition(":")[0])))
+    return known
+
+
+def check_unchanged(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise a `QpassError` where something is not what it was when the comparison began with the cell.
+
+    >>> check_unchanged({"seed": 0, "code.qpass_plugin_mine": "a"}, {"seed": 0, "code.qpass_plugin_mine": "b"})
+    Traceback (most recent call last):
+    qpass.errors.QpassError: changed since the comparison began: code.qpass_plugin_mine; give the same command again
+    """
+    if names := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
+        raise QpassError(f"changed since the comparison began: {', '.join(names)}; give the same command again")
 
 
 def sentence(error: Exception) -> str:

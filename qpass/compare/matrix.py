@@ -13,13 +13,13 @@ from typing import Any
 
 import attrs
 
-from qpass.compare.cell import TRACE
+from qpass.compare.cell import TRACE, depends_on
 from qpass.compare.plan import Cell
 from qpass.files import UNFINISHED, locked, sha256, sweep, write_file
 from qpass.progress import Progress
 from qpass.report.data import to_json
 from qpass.report.human import duration
-from qpass.run.fingerprint import digest, facts, ground
+from qpass.run.fingerprint import digest
 
 SCHEMA = 1
 RECORD = "cell.json"  # in the cell's folder: under what it was finished, and what that took
@@ -28,6 +28,7 @@ VARYING = (
     "total_seconds",
     "peak_memory_mb",
     "resumed",
+    "resumed_passes",
     "timed",
 )  # all else is equal in equal comparisons
 WAITING: Mapping[str, Any] = {"status": "waiting", "error": None, "metrics": [], **dict.fromkeys(VARYING)}
@@ -39,7 +40,6 @@ class Settings:
 
     out: Path
     device: str = "cpu"
-    preset: str | None = None
     plugins: tuple[Path, ...] = ()
 
     @property
@@ -59,7 +59,7 @@ def compare(
     busy = (
         f"another comparison is at work in {str(settings.out)!r}; wait for it, or choose another folder with --out"
     )
-    with locked(settings.out / ".lock", busy):
+    with locked(settings.out / ".lock", busy, progress.say):
         sweep(settings.out)
         sweep(settings.shared, f"**/{UNFINISHED}*")
         for place, cell in enumerate(cells):
@@ -84,7 +84,8 @@ def _headline(place: int, cell: Cell, found: Sequence[Mapping[str, Any]]) -> str
 
 
 def _cell(cell: Cell, settings: Settings, progress: Progress) -> dict[str, Any]:
-    mark = _fingerprint(cell, settings.device)
+    known = _depends_on(cell, settings.device)
+    mark = None if known is None else digest([known, cell.recipe.data(), cell.recipe.notes])
     before = _record(cell.folder)
     if mark is not None and before.get("fingerprint") == mark and (kept := _finished(cell.folder, before)):
         progress.say("  kept: finished earlier under the same conditions")
@@ -94,7 +95,7 @@ def _cell(cell: Cell, settings: Settings, progress: Progress) -> dict[str, Any]:
     record: dict[str, Any] = {"fingerprint": mark, "status": "begun"}
     write_file(cell.folder / RECORD, to_json(record))
     started = time.monotonic()
-    answer = _in_a_process(cell, settings)
+    answer = _in_a_process(cell, settings, known)
     record |= {
         "status": "failed" if answer["error"] else "done",
         "total_seconds": time.monotonic() - started,
@@ -113,13 +114,12 @@ def _cell(cell: Cell, settings: Settings, progress: Progress) -> dict[str, Any]:
     return {**WAITING, **rest, "status": "failed", "error": answer["error"]}
 
 
-def _fingerprint(cell: Cell, device: str) -> str | None:
-    """Of all that the cell's report depends on; None where that cannot be told, which the run itself will explain."""
+def _depends_on(cell: Cell, device: str) -> dict[str, Any] | None:
+    """All that the cell's report depends on; None where that cannot be told, which the run itself will explain."""
     try:
-        known = facts(cell.recipe, ground(cell.recipe, device.partition(":")[0]))
+        return depends_on(cell.recipe, device)
     except Exception:  # a model that is not there, an adapter with a mistake in it: no reason to stop other cells
         return None
-    return digest([known, cell.recipe.data(), cell.recipe.notes])
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -147,18 +147,19 @@ def _finished(folder: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
             "total_seconds": record["total_seconds"],
             "peak_memory_mb": record["peak_memory_mb"],
             "resumed": record["resumed"],
+            "resumed_passes": [step["pass"] for step in timings["passes"] if step["resumed"]],
             "timed": timings["metrics"],
         }
     except (OSError, ValueError, KeyError):
         return None
 
 
-def _in_a_process(cell: Cell, settings: Settings) -> dict[str, Any]:
+def _in_a_process(cell: Cell, settings: Settings, known: Mapping[str, Any] | None) -> dict[str, Any]:
     """Have a process carry the cell out; its answer, or what became of it."""
     order = {
-        "source": cell.source, "overrides": cell.overrides, "folder": str(cell.folder), "preset": settings.preset,
-        "device": settings.device, "plugins": [str(file) for file in settings.plugins],
-        "shared": str(settings.shared),
+        "recipe": cell.recipe.data(), "name": cell.recipe.name, "notes": cell.recipe.notes, "depends_on": known,
+        "folder": str(cell.folder), "device": settings.device, "shared": str(settings.shared),
+        "plugins": [str(file) for file in settings.plugins],
     }  # fmt: skip
     command = [sys.executable, "-m", "qpass.compare.cell"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

@@ -14,6 +14,7 @@ from qpass.errors import RecipeError
 from qpass.plugins import Catalog
 from qpass.recipe import Recipe, read
 
+OF_SAMPLING = "sampling."
 _OPTION = re.compile(r",(?=[A-Za-z_][\w.]*=)")  # a value may hold commas of its own
 
 
@@ -28,13 +29,12 @@ class Choice:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Cell:
-    """One recipe on one model, and the folder of its run. `source` and `overrides` make `recipe` once more.
+    """One recipe on one model, and the folder of its run. `source` is what the recipe was asked for by.
 
     `seed` is set where it was asked for, and not the recipe's own.
     """
 
     source: str
-    overrides: tuple[str, ...]
     recipe: Recipe
     model: str
     folder: Path
@@ -46,12 +46,14 @@ class Cell:
 
 
 def choice(text: str) -> Choice:
-    """A model by name, or with options of its adapter.
+    """A model by name, or with options of its adapter, and of `sampling` where they are for this model alone.
 
     >>> choice("cifar10-dit")
     Choice(name='cifar10-dit', label='cifar10-dit', overrides=('model.use=cifar10-dit',))
     >>> choice("diffusers:path=zoo/tiny,dtype=bfloat16").label
     'diffusers-tiny-bfloat16'
+    >>> choice("cifar10-dit:sampling.guidance=1.5").overrides
+    ('model.use=cifar10-dit', 'sampling.guidance=1.5')
     """
     name, _, rest = text.partition(":")
     options = _OPTION.split(rest) if rest else []
@@ -59,11 +61,34 @@ def choice(text: str) -> Choice:
         raise ValueError(
             f"--model {text}: {wrong[0]!r} is not KEY=VALUE; write for example diffusers:path=models/mine"
         )
-    values = [Path(option.partition("=")[2].strip("'\"")).name for option in options]
-    label = re.sub(r"[^\w.-]+", "_", "-".join([name, *values]))
-    return Choice(
-        name=name, label=label, overrides=(f"model.use={name}", *(f"model.{option}" for option in options))
+    full = (option if option.startswith(OF_SAMPLING) else f"model.{option}" for option in options)
+    overrides = (f"model.use={name}", *full)
+    return Choice(name=name, label=_label(overrides), overrides=overrides)
+
+
+def _label(overrides: Sequence[str], depth: int = 1) -> str:
+    """The values, of paths the last parts."""
+    paths = [Path(change.partition("=")[2].strip("'\"")) for change in overrides]
+    return re.sub(
+        r"[^\w.-]+", "_", "-".join(str(Path(*path.parts[-depth:])) if path.parts else "" for path in paths)
     )
+
+
+def told_apart(choices: Sequence[Choice]) -> list[Choice]:
+    """The choices; where two that differ have one label, as much more of their paths as tells them apart.
+
+    >>> [c.label for c in told_apart([choice("x:path=a/unet"), choice("x:path=b/unet"), choice("x:path=b/dit")])]
+    ['x-a_unet', 'x-b_unet', 'x-dit']
+    """
+    found = list(choices)
+    deepest = max((change.count("/") for one in found for change in one.overrides), default=0) + 1
+    for depth in range(2, deepest + 2):  # one more for the root
+        meant = {one.label: {other.overrides for other in found if other.label == one.label} for one in found}
+        found = [
+            attrs.evolve(one, label=_label(one.overrides, depth)) if len(meant[one.label]) > 1 else one
+            for one in found
+        ]
+    return found
 
 
 def plan(
@@ -83,7 +108,7 @@ def plan(
     problems: list[str] = []
     if seeds and any(text.partition("=")[0].strip() == "seed" for text in overrides):
         problems.append("--set seed has no place beside --seed; leave one of them out")
-    choices: list[Choice | None] = []
+    choices: list[Choice] = []
     for text in models:
         try:
             choices.append(choice(text))
@@ -92,9 +117,13 @@ def plan(
     cells: list[Cell] = []
     wrong: dict[str, list[str]] = {}  # a problem, and the recipes it was met in
     own_seeds: Sequence[int | None] = seeds or (None,)
-    for chosen, seed, source in product(choices or [None], own_seeds, sources):
+    chosen_models: Sequence[Choice | None] = told_apart(choices) or (None,)
+    for chosen, seed, source in product(chosen_models, own_seeds, sources):
         own = () if seed is None else (f"seed={seed}",)
-        changes = (*(chosen.overrides if chosen else ()), *overrides, *own)
+        of_model = chosen.overrides if chosen else ()
+        # what is said of one model goes before what --set says of all, which may not change the model itself
+        special = [change for change in of_model if change.startswith(OF_SAMPLING)]
+        changes = (*of_model, *overrides, *special, *own)
         try:
             recipe = read(source, catalog=catalog, preset=preset, overrides=changes)
             if chosen and recipe.model.name != chosen.name:
@@ -106,7 +135,7 @@ def plan(
             continue
         label = chosen.label if chosen else recipe.model.name
         folder = out / f"{recipe.name}-{label}{'' if seed is None else f'-seed{seed}'}"
-        cells.append(Cell(source=source, overrides=changes, recipe=recipe, model=label, folder=folder, seed=seed))
+        cells.append(Cell(source=source, recipe=recipe, model=label, folder=folder, seed=seed))
     everywhere = len(set(sources)) if len(set(sources)) > 1 else None
     for problem, met in wrong.items():
         problems.append(problem if len(met) == everywhere else f"{', '.join(met)}: {problem}")

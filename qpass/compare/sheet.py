@@ -184,6 +184,8 @@ def _remarks(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield f"{title} has not been carried out yet"
         elif cell["resumed"]:
             yield f"{title} was interrupted: its process peak is that of the process that finished it"
+        if begun := cell["resumed_passes"]:
+            yield f"{title}: passes is without the time of what had been done of {', '.join(begun)} before"
     if any(cell["seconds"] is not None for cell in cells):
         yield (
             "passes: their own time, without sampling the original, which cells of one model share. Process peak: "

@@ -136,7 +136,8 @@ def identity(graph: GraphModule, ctx: PassContext) -> str:
     from qpass.artifact.folder import state
     from qpass.artifact.graph_json import graph_to_json
     from qpass.recipe.structure import to_data
-    from qpass.run.fingerprint import digest, own_code, source_hash, versions
+    from qpass.run.fingerprint import digest, own_code, versions
+    from qpass.source import source_hash
 
     try:
         drawing = json.dumps(graph_to_json(graph, ctx.catalog.ops), sort_keys=True)

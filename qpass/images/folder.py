@@ -17,7 +17,7 @@ from qpass.images.contract import Images, Pictures, Say, stacked
 from qpass.images.pixels import Reader
 
 ABOUT = "sampling.json"  # what images in a folder were drawn from, and how
-PLACES = frozenset({"drawn_from", "batch"})  # what it says that no figure depends on
+PLACES = frozenset({"drawn_from", "artifact", "batch"})  # what it says that is not how a figure was measured
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 

@@ -172,8 +172,7 @@ def _from_tables(
     passes = _entries(structure, data, "passes")
     evaluators = _entries(structure, data, "evaluators")
     seed, budget = data.get("seed", 0), data.get("memory_budget", "4GB")
-    if type(seed) is not int or not 0 <= seed < 2**63:
-        structure.problems.append(f"seed must be a whole number from 0 to 2**63 - 1, not {shown(seed)}")
+    structure.problems += seed_problem(seed)
     try:
         bytes_of(budget)
     except ValueError as error:
@@ -190,6 +189,13 @@ def _from_tables(
     except (ValueError, TypeError) as error:
         raise RecipeError(f"a value has no place in an artifact: {error}", f"recipe {name!r}") from error
     return realised(recipe, catalog)
+
+
+def seed_problem(seed: Any) -> list[str]:
+    """What is wrong with a seed, if anything."""
+    if type(seed) is int and 0 <= seed < 2**63:
+        return []
+    return [f"seed must be a whole number from 0 to 2**63 - 1, not {shown(seed)}"]
 
 
 def realised(recipe: Recipe, catalog: Catalog) -> Recipe:

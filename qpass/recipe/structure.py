@@ -11,6 +11,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import attrs
 import cattrs
+import numpy as np
 
 from qpass.analysis import Analysis
 from qpass.errors import PluginError, QpassError, RecipeError, did_you_mean
@@ -144,6 +145,8 @@ def to_data(value: Any) -> Any:
         return sorted(to_data(v) for v in value)
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, np.generic):
+        return value.item()
     return str(value) if isinstance(value, Path) else value
 
 
@@ -171,11 +174,15 @@ def _types(cls: type) -> dict[str, Any]:
 
 
 def _accepts(field: attrs.Attribute[Any], types: Mapping[str, Any]) -> Any:
-    """The type that a field is given: what its converter takes, where it has one that says."""
+    """The type that a field is given: what its converter takes, where it has one that says; Any without a type."""
+    own = types.get(field.name, Any)
     if field.converter is None:
-        return types[field.name]
-    hints = {k: v for k, v in get_type_hints(field.converter).items() if k != "return"}
-    return next(iter(hints.values()), types[field.name])
+        return own
+    try:
+        hints = get_type_hints(field.converter)
+    except Exception:  # a functools.partial and the like have none to give, and some name what is not imported
+        return own
+    return next((kind for name, kind in hints.items() if name != "return"), own)
 
 
 def _strict(kind: type) -> Callable[[Any, Any], Any]:

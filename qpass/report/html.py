@@ -81,6 +81,7 @@ def render(
         cost=[row for row in measured if row.name in SIZE] + list(rows(timings.get("metrics", ()))),
         figures={record["index"]: _noted(record["notes"]) for record in report["records"]},
         seconds={step["index"]: step["seconds"] for step in timings.get("passes", ())},
+        resumed={step["index"] for step in timings.get("passes", ()) if step.get("resumed")},
         total=timings.get("total_seconds"),
         recipe=tomli_w.dumps(_toml(recipe)),
     )

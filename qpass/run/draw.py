@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from qpass.artifact import load
 from qpass.device import select_device
 from qpass.errors import ArtifactError, ModelError, RecipeError, StorageError
-from qpass.files import storage, write_file
+from qpass.files import UNFINISHED, locked, storage, sweep, write_file
 from qpass.images.drawn import facts, gaps
 from qpass.images.folder import ABOUT
 from qpass.model import ModelAdapter
@@ -25,6 +26,7 @@ from qpass.recipe import Recipe, from_data
 from qpass.sampling import Denoise, Sampling
 
 Pictures = np.ndarray[Any, Any]
+LOCK = ".lock"  # in a folder of images, held while they are drawn
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -61,12 +63,33 @@ def artifact(folder: Path, *, catalog: Catalog, device: str = "cpu", overrides: 
             raise RecipeError(f"--set {text}: of an artifact, only sampling.* can be set; it is already quantized")
     model = load(folder, where, catalog)
     try:
+        # its passes are done, so whoever brought them is not needed to draw
+        data = {part: model.about["recipe"][part] for part in ("model", "sampling")}
+        passes = [str(step["use"]) for step in model.about["recipe"]["passes"]]
+        _check_model(data["model"]["use"], folder, catalog)
         # what the artifact itself says is checked first, so that a mistake in --set is told apart from it
-        data = from_data(model.about["recipe"], catalog=catalog, name=str(folder)).data()
-    except (KeyError, RecipeError) as error:
+        from_data(data, catalog=catalog, name=str(folder))
+    except (KeyError, TypeError, RecipeError) as error:
         raise ArtifactError(f"{str(folder)!r} does not say how to sample from it: {error}") from error
     recipe = from_data(data, catalog=catalog, name=str(folder), overrides=overrides)
-    return _source(recipe, str(folder), lambda: model.denoise, where)
+    source = _source(recipe, str(folder), lambda: model.denoise, where)
+    return attrs.evolve(source, about={**source.about, "passes": passes, "artifact": model.digest})
+
+
+def _check_model(use: str, folder: Path, catalog: Catalog) -> None:
+    """Raise where the recipe's model is an object of Python, which no recipe can hold, or of a plugin not here."""
+    cls = catalog.classes["models"].get(use)
+    if cls is None:
+        raise ArtifactError(
+            f"{str(folder)!r} is of the model {use!r}, which nothing here brings; "
+            "install its plugin, or give the plugin's file with --plugin"
+        )
+    if any(f.default is attrs.NOTHING and not f.metadata.get("data", True) for f in attrs.fields(cls)):
+        raise ArtifactError(
+            f"{str(folder)!r} was made in Python, of a model in memory, and what samples it was never on disk; in "
+            f"Python, `pipe.unet = qpass.load({str(folder)!r})` draws with it, or save the pipeline with "
+            "`save_pretrained` and quantize its folder"
+        )
 
 
 def original(name: str, *, catalog: Catalog, device: str = "cpu", overrides: Sequence[str] = ()) -> Source:
@@ -81,6 +104,7 @@ def original(name: str, *, catalog: Catalog, device: str = "cpu", overrides: Seq
 def _source(recipe: Recipe, what: str, denoise: Callable[[], Denoise], device: torch.device) -> Source:
     if reason := recipe.model.cannot_sample():
         raise ModelError(f"cannot sample from {what!r}: {reason}")
+    recipe.model.check_sampling(recipe.sampling)
     about = {
         "drawn_from": what, "model": recipe.model.name, "model_weights": recipe.model.fingerprint(),
         "passes": [step.name for step in recipe.passes], "batch": recipe.sampling.batch,
@@ -101,29 +125,41 @@ def sample(
 def into_folder(source: Source, folder: Path, *, seed: int, count: int, progress: Progress | None = None) -> None:
     """One PNG per image, named by its number. Images that are there already are kept, not drawn again."""
     about = json.loads(json.dumps({**source.about, **facts(source.sampling, seed)}))
-    _claim(folder, about)
-    size = source.sampling.batch  # whole batches, since equal bytes are promised at equal batch size
-    files = [folder / f"{i:06d}.png" for i in range(count)]
-    parts = [files[start : start + size] for start in range(0, count, size)]
-    for first, last in gaps([all(file.is_file() for file in part) for part in parts]):
-        missing = parts[first:last]
-        batches = source.batches(seed=seed, first=first * size, count=sum(map(len, missing)), progress=progress)
-        for part, batch in zip(missing, batches, strict=True):
-            for file, image in zip(part, batch, strict=True):
-                write_file(file, png(image))
+    with _claimed(folder, about):
+        size = source.sampling.batch  # whole batches, since equal bytes are promised at equal batch size
+        files = [folder / f"{i:06d}.png" for i in range(count)]
+        parts = [files[start : start + size] for start in range(0, count, size)]
+        for first, last in gaps([all(file.is_file() for file in part) for part in parts]):
+            missing = parts[first:last]
+            batches = source.batches(
+                seed=seed, first=first * size, count=sum(map(len, missing)), progress=progress
+            )
+            for part, batch in zip(missing, batches, strict=True):
+                for file, image in zip(part, batch, strict=True):
+                    write_file(file, png(image))
 
 
-def _claim(folder: Path, about: Mapping[str, Any]) -> None:
-    """Write down what the folder's images are; refuse one that holds others."""
-    note = folder / ABOUT
+@contextmanager
+def _claimed(folder: Path, about: Mapping[str, Any]) -> Iterator[None]:
+    """Hold the folder for one process at a time, with a note of what its images are; refuse one that holds others."""
+    _check(folder, about)  # before a lock is put into what is not ours
+    busy = f"another `qpass sample` is at work in {str(folder)!r}; wait for it, or choose another --out"
+    with locked(folder / LOCK, busy):
+        sweep(folder)
+        if not _check(folder, about):
+            write_file(folder / ABOUT, json.dumps(about, indent=2, sort_keys=True) + "\n")
+        yield
+
+
+def _check(folder: Path, about: Mapping[str, Any]) -> bool:
+    """Whether the folder says that it holds such images; False where it is empty, refused where it holds others."""
     with storage(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        filled = any(folder.iterdir())
+        filled = any(file.name != LOCK and not file.name.startswith(UNFINISHED) for file in folder.iterdir())
     if not filled:
-        write_file(note, json.dumps(about, indent=2, sort_keys=True) + "\n")
-        return
+        return False
     try:
-        there = json.loads(note.read_text())
+        there = json.loads((folder / ABOUT).read_text())
     except (OSError, ValueError) as error:
         raise StorageError(
             f"{str(folder)!r} is not empty, and no {ABOUT} says what is in it; choose another --out"
@@ -131,6 +167,7 @@ def _claim(folder: Path, about: Mapping[str, Any]) -> None:
     if unlike := sorted(key for key in about.keys() | there.keys() if about.get(key) != there.get(key)):
         told = "; ".join(f"{key} {there.get(key)!r} against {about.get(key)!r}" for key in unlike)
         raise StorageError(f"{str(folder)!r} holds images that were drawn otherwise: {told}; choose another --out")
+    return True
 
 
 def png(image: Pictures) -> bytes:

@@ -64,7 +64,7 @@ def run(
     path = out or Path("runs") / f"{recipe.name}-{recipe.model.name}"
     check(recipe, catalog)
     folder = RunFolder(path=path, catalog=catalog, shared=shared)
-    with folder.held():
+    with folder.held(progress.say):
         base = ground(recipe, where.type)
         changed = folder.changed(facts(recipe, base))
         if any(name.partition(".")[0] in base for name in changed):
@@ -203,13 +203,14 @@ def observe(recipe: Recipe, ctx: PassContext, folder: RunFolder, base: str) -> S
     for evaluator in recipe.evaluators:
         ctx.progress.say(f"evaluate {evaluator.name}")
         found: dict[str, Observation] = {}
+        looks = [base, to_data(evaluator), own_code(evaluator), evaluator.fingerprint()]
         for subject in (
             Subject(role="original", graph=ctx.reference),
             Subject(role="quantized", graph=quantized, folder=folder.artifact),
         ):
             # times differ from one look to the next, so those of another run are no answer
             common = subject.role == "original" and evaluator.exact
-            mark = digest(["" if common else content, base, to_data(evaluator), own_code(evaluator)])
+            mark = digest(["" if common else content, *looks])
             kept = folder.read_observation(evaluator.name, subject.role, mark, common)
             if kept is None:
                 ctx.analyses.drop_graph(frozenset())  # those of the model looked at before
@@ -253,8 +254,8 @@ def _report(
         data["notes"] = list(recipe.notes)
     timings = {
         "passes": [
-            {"index": record.index, "pass": record.name, "seconds": spent}
-            for record, spent in zip(done.records, done.seconds, strict=False)
+            {"index": record.index, "pass": record.name, "seconds": spent, "resumed": resumed}
+            for record, spent, resumed in zip(done.records, done.seconds, done.resumed, strict=False)
         ],
         "metrics": [{"evaluator": name, **attrs.asdict(metric)} for name, metric in varying],
         "teacher_seconds": ctx.analyses.seconds,  # what passes and evaluators asked about the original

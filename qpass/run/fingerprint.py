@@ -5,22 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import attrs
 
 from qpass.analysis import Analysis
+from qpass.evaluator import Evaluator
 from qpass.model import ModelAdapter
 from qpass.quantizer import Quantizer
 from qpass.recipe import Recipe
 from qpass.recipe.structure import to_data
 from qpass.report.data import plain
+from qpass.source import home, source_hash
 
 LIBRARIES = ("torch", "diffusers", "timm", "numpy", "safetensors")
 _PROCESS = uuid.uuid4().hex
@@ -36,16 +36,6 @@ def versions() -> dict[str, str]:
     """The versions that a result may depend on."""
     found = {name: version(name) for name in ("qpass", *LIBRARIES)}
     return {"python": platform.python_version(), **found}
-
-
-def source_hash(package: str) -> str:
-    """A hash of the Python sources of a package or module: the code version of whoever edits code."""
-    origin = Path(str(sys.modules[package].__file__))
-    files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
-    total = hashlib.sha256()
-    for file in files:
-        total.update(file.read_bytes())
-    return total.hexdigest()[:16]
 
 
 def ground(recipe: Recipe, device: str) -> dict[str, Any]:
@@ -80,6 +70,8 @@ def facts(recipe: Recipe, base: Mapping[str, Any]) -> dict[str, Any]:
             seen[plugin.name] += 1
             label = plugin.name if seen[plugin.name] == 1 else f"{plugin.name}#{seen[plugin.name]}"
             named[kind][label] = to_data(plugin)
+            if isinstance(plugin, Evaluator) and (files := plugin.fingerprint()):
+                named[kind][f"{label} (its files)"] = files
             named["code"] = {**named["code"], **own_code(plugin)}
     return dict(_dotted(named))
 
@@ -104,13 +96,10 @@ def own_code(plugin: Any) -> dict[str, str]:
 
 
 def _code(cls: type) -> dict[str, str]:
-    """The code version of the outermost package or module with a file; a namespace package has none itself."""
-    path = cls.__module__.split(".")
-    names = [".".join(path[:depth]) for depth in range(1, len(path) + 1)]
-    named = next((name for name in names if getattr(sys.modules.get(name), "__file__", None)), None)
-    if named is None:
+    """The code version of the outermost package or module that has a file."""
+    if (named := home(cls.__module__)) is None:
         # typed at a prompt: nothing made with an earlier version of it may be taken for up to date
-        return {names[0]: f"{_PROCESS}-{id(cls)}"}
+        return {cls.__module__.partition(".")[0]: f"{_PROCESS}-{id(cls)}"}
     return {named: source_hash(named)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from qpass.manager import Record, Run, Stages
 from qpass.plugins import Catalog
 from qpass.report.data import plain
 from qpass.run.fingerprint import digest, own_code
+
+REPORT = ("report.json", "report.html", "timings.json")  # what a run says of its artifact
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -59,21 +61,27 @@ class RunFolder:
         return self.shared or self.stages
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, say: Callable[[str], None]) -> Iterator[None]:
         """Hold the folder for one process at a time, and clear what an interrupted one left half-written."""
         busy = f"another run is at work in {str(self.path)!r}; wait for it, or choose another folder with --out"
-        with locked(self.stages / ".lock", busy):
+        with locked(self.stages / ".lock", busy, say):
             sweep(self.path)
             sweep(self.stages, f"**/{UNFINISHED}*")
             yield
 
     def changed(self, facts: Mapping[str, Any]) -> list[str]:
-        """The names of what differs from the last run in this folder; remembers the new state."""
+        """The names of what differs from the last run in this folder; remembers the new state, and drops its report.
+
+        However far this run comes, no other recipe's figures stand beside what it leaves.
+        """
         file = self.stages / "facts.json"
         before = _json(file) or {}
         now = plain(facts)
+        names = sorted(k for k in now.keys() | before.keys() if before and now.get(k) != before.get(k))
+        for name in REPORT if names else ():
+            (self.path / name).unlink(missing_ok=True)
         write_file(file, json.dumps(now, sort_keys=True, indent=1))
-        return sorted(k for k in now.keys() | before.keys() if before and now.get(k) != before.get(k))
+        return names
 
     def analysis(self, base: str, question: Analysis[Any]) -> Path:
         """Where the answer to a question about the original model is kept."""
@@ -196,12 +204,21 @@ class KeptStages(Stages):
             plan=kept.plan,
             records=tuple(Record(**row) for row in kept.about["records"]),
             seconds=tuple(seconds.get("seconds", ())),
+            resumed=tuple(seconds.get("resumed", ())),
         )
+
+    def begin(self, index: int) -> bool:
+        """Remember it for good: what a pass keeps of its work outlives the stage, and runs of other recipes."""
+        mark = self.folder.stages / "begun" / self.prints[index]
+        before = mark.exists()
+        write_file(mark, f"{self.names[index]}\n")
+        return before
 
     def save(self, index: int, run: Run) -> None:
         """Keep the stage."""
         place = self._place(index)
-        write_file(place.with_suffix(".seconds.json"), json.dumps({"seconds": run.seconds}))
+        times = {"seconds": run.seconds, "resumed": run.resumed}
+        write_file(place.with_suffix(".seconds.json"), json.dumps(times))
         about = {
             "fingerprint": self.prints[index],
             "records": [plain(attrs.asdict(record, recurse=False)) for record in run.records],

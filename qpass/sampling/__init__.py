@@ -11,7 +11,7 @@ from qpass.sampling.loop import (
     to_uint8,
     trajectory,
 )
-from qpass.sampling.options import Sampling
+from qpass.sampling.options import Sampling, check_guidance
 from qpass.sampling.schedulers import make_scheduler, plain_plan
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Moment",
     "Sampler",
     "Sampling",
+    "check_guidance",
     "generator",
     "make_scheduler",
     "plain_plan",

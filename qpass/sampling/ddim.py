@@ -17,7 +17,7 @@ def ddim_step(
     """x at `t_prev` (-1 is the clean image) from x and the model's output at `t`; `noise` where eta > 0."""
     a = scheduler.alphas_cumprod[t]
     a_prev = scheduler.alphas_cumprod[t_prev] if t_prev >= 0 else scheduler.final_alpha_cumprod
-    x0, e = _predicted(scheduler.config.prediction_type, output, x, a)
+    x0, e = predicted(scheduler.config.prediction_type, output, x, a)
     if scheduler.config.thresholding:
         x0 = scheduler._threshold_sample(x0)
     elif scheduler.config.clip_sample:
@@ -29,7 +29,7 @@ def ddim_step(
     return mean if noise is None else mean + sigma * noise
 
 
-def _predicted(kind: str, output: Tensor, x: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+def predicted(kind: str, output: Tensor, x: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     """The clean image and the noise that the output stands for; `a` is the cumulated alpha at t."""
     b = 1 - a
     if kind == "sample":

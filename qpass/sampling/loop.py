@@ -48,11 +48,12 @@ class Sampler:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Moment:
-    """One call of the denoiser within a sampling: its inputs, and the latents before and after the step."""
+    """One call of the denoiser within a sampling, its output after guidance, and the latents before and after."""
 
     index: int
     step: Step
     inputs: tuple[Tensor, ...]
+    output: Tensor
     before: Tensor
     after: Tensor
 
@@ -113,7 +114,7 @@ def trajectory(
         if guided:
             output = guide(output, sampling.guidance, sampling.guidance_channels or sampler.shape[0])
         x = advance(output, t, step, x)
-        yield Moment(index=index, step=step, inputs=inputs, before=before, after=x)
+        yield Moment(index=index, step=step, inputs=inputs, output=output, before=before, after=x)
 
 
 def guide(output: Tensor, strength: float, channels: int) -> Tensor:

@@ -141,3 +141,19 @@ class Sampling:
                 raise RecipeError(
                     f"{option} is for {' and '.join(wanted)}, not for {self.scheduler}; leave it out", "sampling"
                 )
+
+
+def check_guidance(sampling: Sampling, *, guided: bool, takes_it: bool = False) -> None:
+    """Raise a `RecipeError` where guidance would change nothing, and be written into reports all the same.
+
+    `guided` says that the model can be called without its condition; `takes_it`, that guidance is one of its inputs.
+    """
+    if sampling.guidance != 1.0 and not guided and not takes_it:
+        raise RecipeError(
+            f"sampling.guidance: {sampling.guidance} would change nothing, as this model has no condition that can "
+            "be left out; leave guidance out"
+        )
+    for option in ("guidance_channels", "negative_prompt"):
+        if (value := getattr(sampling, option)) and (sampling.guidance == 1.0 or not guided):
+            why = "nothing is guided at guidance 1" if guided else "this model is not guided by a second call"
+            raise RecipeError(f"sampling.{option}: {value!r} would change nothing, as {why}; leave it out")

@@ -52,7 +52,7 @@ def test_arguments_arrive(given: dict[str, Any], plugin: Path, tmp_path: Path) -
     assert main(["compare", "w4a4", *models, *rest]) == 2  # as the second cell fails
     assert [cell.title for cell in given["cells"]] == ["w4a4 on cifar10-dit", "w4a4 on cifar10-unet"]
     assert [(c.recipe.seed, to_data(c.recipe.calibration)["samples"]) for c in given["cells"]] == [(1, 32)] * 2
-    assert given["settings"] == matrix.Settings(out=tmp_path, device="cpu", preset="fast", plugins=(plugin,))
+    assert given["settings"] == matrix.Settings(out=tmp_path, device="cpu", plugins=(plugin,))
 
 
 def test_what_is_left(given: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,6 +122,15 @@ def test_what_exists_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture
     assert list(tmp_path.iterdir()) == []
 
 
+def test_below_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A package cannot lie below a file, which stays as it was."""
+    (tmp_path / "file").write_text("mine")
+    assert main(["new", "pass", "my-own", "--out", str(tmp_path / "file" / "x")]) == 2
+    said = "a file stands where a folder should be; choose another folder with --out\n"
+    assert capsys.readouterr().err == f"error: cannot write {str(tmp_path / 'file' / 'x')!r}: {said}"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", ["My-Pass", "my_pass", "-x", "x-", "4bit", "a--b", "", "é", "a\n"])
 def test_names_are_kebab_case(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Another name is refused with the rule."""

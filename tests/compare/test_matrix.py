@@ -8,6 +8,7 @@ import pytest
 
 from qpass.compare.matrix import Settings, compare
 from qpass.compare.plan import plan
+from qpass.plugins import catalog as catalog_with
 from qpass.progress import Progress
 
 
@@ -38,3 +39,50 @@ def test_a_model_that_is_not_there(catalog, tmp_path):
     assert row["status"] == "failed"
     assert "'nowhere'" in row["error"]
     assert "bug" not in row["error"]
+
+
+RECIPE = """
+model = {{use = "diffusers", path = {model!r}}}
+passes = [{{use = "assign", weight = "int4 channel", input = "float", edge_input = "float"}}, "mine"]
+evaluators = ["size"]
+"""
+PLUGIN = '''
+import attrs, qpass
+
+@attrs.frozen(kw_only=True)
+class Mine(qpass.Pass):
+    """Does nothing."""
+
+    name = "mine"
+
+    def run(self, graph, ctx):
+        return qpass.PassResult(graph=graph, changed=False)
+
+@qpass.hookimpl
+def register_passes():
+    return [Mine]
+'''
+
+
+def test_files_edited_while_cells_wait(unet_folder, tmp_path):
+    """A cell carries out the recipe as it was read; a plugin that is another by now is named, and nothing is run."""
+    file, plugin = tmp_path / "tiny.toml", tmp_path / "mine.py"
+    file.write_text(RECIPE.format(model=str(unet_folder)))
+    plugin.write_text(PLUGIN)
+    settings = Settings(out=tmp_path / "out", plugins=(plugin,))
+    (cell,) = plan([str(file)], catalog=catalog_with([plugin]), out=settings.out)
+    file.write_text(file.read_text().replace("int4", "int2"))
+    (row,) = compare([cell], settings, Progress())["cells"]
+    assert (row["status"], row["error"]) == ("done", None)
+    assert (cell.folder / "recipe.toml").read_text() == cell.recipe.toml()
+    assert 'weight = "int4 channel"' in cell.recipe.toml()
+
+    (cell.folder / "artifact" / "qpass.json").unlink()
+    (cell.folder / "report.json").unlink()  # so that it is begun again
+    plugin.write_text(PLUGIN.replace("changed=False", "changed=True"))
+    (row,) = compare([cell], settings, Progress())["cells"]
+    assert row["status"] == "failed"
+    assert row["error"] == (
+        "changed since the comparison began: code.qpass_plugin_mine; give the same command again"
+    )
+    assert not (cell.folder / "report.json").exists()

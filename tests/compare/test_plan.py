@@ -36,12 +36,19 @@ def test_models_of_the_recipes_own(catalog, tmp_path):
 
 
 def test_preset_and_changes_reach_every_cell(catalog):
-    """Both are in every recipe, and in what the cell's process reads it from."""
+    """Both are in every recipe, and so is the model."""
     cells = plan(
         ["w4a4", "w8a8"], ["cifar10-dit"], catalog=catalog, out=Path("out"), preset="fast", overrides=["seed=7"]
     )
     assert [(cell.recipe.seed, to_data(cell.recipe.calibration)["samples"]) for cell in cells] == [(7, 32)] * 2
-    assert cells[0].overrides == ("model.use=cifar10-dit", "seed=7")
+    assert [cell.recipe.model.name for cell in cells] == ["cifar10-dit"] * 2
+
+
+def test_what_is_said_of_one_model(catalog):
+    """Guidance for the model that has a condition, beside one that has none; it goes before what is said of all."""
+    models = ["cifar10-unet", "cifar10-dit:sampling.guidance=1.5,sampling.steps=10"]
+    cells = plan(["w8a8"], models, catalog=catalog, out=Path("out"), overrides=["sampling.steps=5"])
+    assert [(cell.recipe.sampling.guidance, cell.recipe.sampling.steps) for cell in cells] == [(1.0, 5), (1.5, 10)]
 
 
 def test_every_mistake_is_listed_once(catalog):
@@ -81,7 +88,6 @@ def test_a_cell_for_each_seed(catalog):
         ("w4a4-cifar10-unet-seed2", 2), ("w8a8-cifar10-unet-seed2", 2),
     ]  # fmt: skip
     assert cells[2].title == "w4a4 on cifar10-unet, seed 2"
-    assert cells[2].overrides == ("seed=2",)
     assert problems(catalog, "w4a4", seeds=[1, 1]) == [
         "2 cells would have the folder 'w4a4-cifar10-unet-seed1'; name each recipe, model and seed once"
     ]
@@ -110,3 +116,17 @@ def test_a_model_named_in_two_ways(catalog):
 def test_models_with_options(text, label, overrides):
     """Options follow a colon, with commas between them; a comma may also be part of a value."""
     assert (choice(text).label, list(choice(text).overrides)) == (label, overrides)
+
+
+def test_models_of_one_folder_name(catalog, tmp_path):
+    """Two paths that end alike are two models: each label takes in as much of its path as tells them apart."""
+    models = [tmp_path / name / "unet" for name in ("a/x", "b/x", "c")]
+    texts = [f"diffusers:path={path}" for path in models]
+    cells = plan(["w8a8"], texts, catalog=catalog, out=Path("out"))
+    assert [cell.model for cell in cells] == ["diffusers-a_x_unet", "diffusers-b_x_unet", "diffusers-c_unet"]
+    assert [to_data(cell.recipe.model)["path"] for cell in cells] == [str(path) for path in models]
+    assert [cell.folder.name for cell in cells] == [f"w8a8-{cell.model}" for cell in cells]
+    (alone,) = plan(["w8a8"], texts[:1], catalog=catalog, out=Path("out"))
+    assert alone.model == "diffusers-unet"
+    said = "2 cells would have the folder 'w8a8-diffusers-unet'; name each recipe, model and seed once"
+    assert problems(catalog, "w8a8", models=texts[:1] * 2) == [said]

@@ -109,15 +109,16 @@ def test_cells_without_figures() -> None:
     """One that failed, one that waits and one that was interrupted are rows, and say so below."""
     found = sheet([
         cell("a", "m", status="failed", error="no | such layer", seconds=None, peak_memory_mb=None),
-        cell("b", "m", metric("fid", 1.0), resumed=True),
+        cell("b", "m", metric("fid", 1.0), resumed=True, resumed_passes=["brecq", "learn-steps"]),
         {**WAITING, "recipe": "c", "model": "m", "seed": 0},
     ])  # fmt: skip
     assert [row[1:] for row in texts(found)] == [["a", "", "", ""], ["b", "1", "2.0 s", "500"], ["c", "", "", ""]]
     lines = markdown(found).splitlines()
     assert lines[1] == "|---|---|---:|---:|---:|"
-    assert lines[6:9] == [
+    assert lines[6:10] == [
         "- a on m failed: no \\| such layer",
         "- b on m was interrupted: its process peak is that of the process that finished it",
+        "- b on m: passes is without the time of what had been done of brecq, learn-steps before",
         "- c on m has not been carried out yet",
     ]
 

@@ -7,17 +7,20 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from qpass_evaluators import Drift, Size
+from qpass_evaluators.clipped import clipped
 from qpass_evaluators.images import GraphImages, ReferenceImages
 from qpass_evaluators.noise import OUTPUT, Power, joined, measure
 from torch.fx import GraphModule
 
 from qpass.evaluator import EvaluationError, Metric, Observation, Subject, refuse
 from qpass.model import ModelAdapter
-from qpass.sampling import Sampling, trajectory
+from qpass.sampling import Sampling, generator, trajectory
 
 
 @pytest.fixture
@@ -77,8 +80,8 @@ def test_metrics_of_a_pair(teacher: GraphModule, planted: GraphModule, context: 
     drift = Drift(samples=4, rows=2)
     candidate, original = observe(planted, context(teacher), drift)
     metrics = by_name(drift.score(candidate, original))
-    assert set(metrics) == {"sqnr", "psnr", "ssim"}
-    assert {m.subject for m in metrics.values()} == {"pair"}
+    assert set(metrics) == {"sqnr", "psnr", "ssim", "clipped"}
+    assert {m.subject for m in metrics.values() if m.name != "clipped"} == {"pair"}
     assert metrics["sqnr"].value == pytest.approx(40.0, abs=1e-3)
     a, b = original.images["samples"].astype(float), candidate.images["samples"].astype(float)
     assert a.shape == (4, 12, 12, 3)
@@ -100,6 +103,29 @@ def test_a_model_does_not_drift_from_itself(teacher: GraphModule, context: Any) 
     metrics = by_name(drift.score(candidate, original))
     assert metrics["sqnr"].value == metrics["psnr"].value == math.inf
     assert metrics["ssim"].value == 1.0
+
+
+def test_the_share_that_the_first_step_clips(
+    teacher: GraphModule, planted: GraphModule, context: Callable[..., Any]
+) -> None:
+    """It is counted on the x0 of diffusers' own step, for both models; without the clip there is no such figure."""
+    with torch.no_grad():
+        planted.last.weight *= 3
+    ctx = context(teacher)
+    drift = Drift(samples=2, rows=5)
+    candidate, original = observe(planted, ctx, drift)
+    metrics = [m for m in drift.score(candidate, original) if m.name == "clipped"]
+    assert [m.subject for m in metrics] == ["original", "quantized"]
+    scheduler = DDIMScheduler(**{**ctx.model.sampler().scheduler_config, "clip_sample": False})
+    scheduler.set_timesteps(4)
+    x = torch.stack([torch.randn(3, 12, 12, generator=generator(0, "evaluation", i)) for i in range(5)])
+    t = scheduler.timesteps[0]
+    for graph, metric in zip((teacher, planted), metrics, strict=True):
+        x0 = scheduler.step(graph(x, t.expand(5)), t, x).pred_original_sample
+        assert metric.value == pytest.approx(100 * float((x0.abs() > 1).float().mean()))
+    assert metrics[0].value != metrics[1].value
+    ctx = attrs.evolve(ctx, sampling=attrs.evolve(ctx.sampling, clip="never"))
+    assert clipped(planted, ctx, 5) is None
 
 
 def test_values_overwritten_later_are_compared_as_they_were(context: Any, spec: Callable[..., Any]) -> None:

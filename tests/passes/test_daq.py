@@ -9,12 +9,14 @@ import pytest
 import torch
 from qpass_passes.assign import Assign
 from qpass_passes.daq import Daq, levels
+from qpass_passes.qdrop import QDrop
 from qpass_passes.quantizers.absmax import AbsMax
 from qpass_passes.quantizers.log2 import log_params
 from qpass_passes.simulate import Simulate
 
 from qpass.activations import run_recording
 from qpass.artifact.folder import Artifact, load_artifact, save
+from qpass.errors import PreconditionError
 from qpass.kernels import reference
 from qpass.manager import PassManager
 from qpass.quantizer import fake_quantize, params_from_range
@@ -173,3 +175,25 @@ def test_other_specs_are_left_alone(context, softmax):
     """What the recipe has settled is not changed."""
     _, notes = chosen(context, softmax)
     assert notes["softmax outputs"] == 0
+
+
+def test_what_was_fitted_is_refused(context):
+    """After a pass that fits inputs there is nothing left to choose, and it says so."""
+    steps = [Assign(softmax="int4 tensor"), QDrop(iterations=2, batch=8, rows=32), Daq()]
+    with pytest.raises(PreconditionError, match=r"daq: '.*' has been fitted already.*right after 'assign'"):
+        PassManager(steps).run(copy.deepcopy(context.reference), context)
+
+
+def test_as_many_rows_as_memory_has_room_for(context, monkeypatch):
+    """Of each time group; all of them where there is room, one at least where there is none."""
+    seen, real = [], Daq._choice
+
+    def watched(self, slot, p, value):
+        seen.append(len(p))
+        return real(self, slot, p, value)
+
+    monkeypatch.setattr(Daq, "_choice", watched)
+    for budget, expected in ((4 << 30, 8), (1, 1)):
+        seen.clear()
+        chosen(attrs.evolve(context, memory_budget=budget), "int4 tensor time:4")
+        assert set(seen) == {expected}

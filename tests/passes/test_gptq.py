@@ -12,7 +12,9 @@ from qpass_passes.gptq import Gptq, patches, round_columns
 from qpass_passes.simulate import Simulate
 from torch import nn
 
+from qpass.graph import trace
 from qpass.manager import PassManager
+from qpass.slots import find
 
 
 def by_definition(weight, scale, low, high, h):
@@ -46,7 +48,17 @@ def test_columns(width, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.Conv2d(3, 5, 3, padding=1, stride=2), nn.Conv2d(4, 2, 1), nn.Linear(6, 3)], ids=str
+    "layer",
+    [
+        nn.Conv2d(3, 5, 3, padding=1, stride=2),
+        nn.Conv2d(4, 2, 1),
+        nn.Conv2d(3, 5, (2, 3), padding="same", dilation=(1, 2)),
+        nn.Conv2d(3, 5, 3, padding="valid"),
+        nn.Conv2d(3, 5, 3, padding=(1, 2), padding_mode="circular"),
+        nn.Conv2d(3, 5, 3, padding=1, padding_mode="reflect"),
+        nn.Linear(6, 3),
+    ],
+    ids=str,
 )
 def test_patches(layer):
     """A layer is the product of its patches and its flattened weight."""
@@ -77,3 +89,24 @@ def test_it_helps(context, weight, order):
         with torch.no_grad():
             errors.append(float((graph(*samples.inputs) - context.reference(*samples.inputs)).norm()))
     assert errors[1] < 0.8 * errors[0]
+
+
+def test_layers_of_another_kind_are_left_to_rounding_to_nearest(context):
+    """A convolution in one dimension and a grouped one are named in the notes, and have no codes of their own."""
+
+    class Others(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.line, self.grouped = nn.Conv1d(64, 64, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1, groups=3)
+            self.plain = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x, t):
+            x = self.plain(self.grouped(x))
+            return self.line(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
+
+    graph = trace(Others(), (torch.randn(2, 3, 8, 8), torch.zeros(2)))
+    graph = Assign(weight="int4 channel", edge_weight="int4 channel").run(graph, context).graph
+    result = Gptq().run(graph, context)
+    assert result.notes["left to rounding to nearest"] == ["grouped", "line"]
+    assert find(graph, "plain.weight_q.codes") is not None
+    assert find(graph, "line.weight_q.codes") is None

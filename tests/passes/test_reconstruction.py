@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import itertools
 
-import attrs
 import pytest
 import torch
 from learned import FEW, bytes_of, prepared, run
 from qpass_passes.adaround import AdaRound
 from qpass_passes.assign import Assign
 from qpass_passes.brecq import Brecq
-from qpass_passes.calibration.uniform_steps import UniformSteps
 from qpass_passes.fitting import fit_inputs, fit_weights
 from qpass_passes.learn_steps import LearnSteps
 from qpass_passes.qdrop import QDrop
@@ -176,8 +174,8 @@ def test_it_helps(context):
     assert all(block["loss"][1] <= block["loss"][0] for block in notes["blocks"].values())
 
 
-def test_layers_that_are_called_twice_are_rounded_once(context):
-    """And a second pass leaves what the first has rounded."""
+def test_a_second_pass_leaves_what_the_first_has_rounded(context):
+    """Nothing is left to learn, and not a byte changes."""
     graph = run(context, AdaRound(**FEW))
     first = bytes_of(graph)
     again = Brecq(**FEW).run(graph, context)
@@ -234,55 +232,3 @@ def test_a_glob_that_matches_nothing_is_an_error(context, step):
     with pytest.raises(PreconditionError, match=rf"{step.name}: the glob 'mid_blck\.\*' in 'only' matches no "):
         step(only=("mid_blck.*",)).requires(graph, context)
     step(only=("mid_block.*",)).requires(graph, context)
-
-
-class ResBlock(nn.Module):
-    """What two places of a chain may share."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(4, 4, 3, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.conv(torch.relu(x))
-
-
-class Shared(nn.Module):
-    """One block called twice, and another between."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1)
-        self.again, self.once = ResBlock(), ResBlock()
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return self.last(self.again(self.once(self.again(self.first(x)))))
-
-
-@pytest.mark.parametrize("steps", [False, True])
-def test_a_block_that_is_called_twice_learns_its_rounding_once(context, steps):
-    """At its second place only the step sizes of inputs are left to learn."""
-    torch.manual_seed(0)
-    x, t = torch.randn(64, 3, 8, 8), torch.zeros(64)
-    graph = trace(Shared(), (x[:2], t[:2]))
-    graph = Assign(weight="int4 channel", edge_weight="int4 channel").run(graph, context).graph
-    context = attrs.evolve(context, calibration=Rows(x=x, t=t))
-    fit_weights(graph, Mse(), context)
-    fit_inputs(graph, Mse(), 32, context)
-    objective = Objective(iterations=20, batch=8, steps=steps, activations=steps)
-    samples = Samples(inputs=(x, t))
-    traces = Reconstruction(graph=graph, samples=samples, objective=objective, ctx=context, key="twice").run()
-    assert [one.block for one in traces if one.block.startswith("again")] == ["again", "again#2"][: 1 + steps]
-    assert find(graph, "again.conv.weight_q.codes") is not None
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class Rows(UniformSteps):
-    """These rows."""
-
-    name = "rows"
-    x: torch.Tensor
-    t: torch.Tensor
-
-    def compute(self, graph, ctx):
-        return Samples(inputs=(self.x, self.t))

@@ -100,3 +100,12 @@ def test_the_same_seed_gives_the_same_bytes(context, tmp_path):
     ]
     assert graphs[0] == graphs[1]
     assert graphs[0] != graphs[2]
+
+
+def test_blocks_learned_from_other_rows_are_not_taken_up(context, tmp_path):
+    """Rows on disk are fp16; with another budget others are, and its bytes are those of an unbroken run with it."""
+    shared = tmp_path / "shared"
+    run(attrs.evolve(context, scratch=shared), Brecq(**FEW))
+    alone = run(attrs.evolve(context, scratch=tmp_path / "alone", memory_budget=0), Brecq(**FEW))
+    after = run(attrs.evolve(context, scratch=shared, memory_budget=0), Brecq(**FEW))
+    assert bytes_of(after) == bytes_of(alone)

@@ -34,3 +34,18 @@ def test_values_beyond_fp16_keep_their_dtype(tmp_path):
         assert rows.kept == expected
         rows.close()
     assert isinstance(Pool(40, tmp_path).rows(2, torch.zeros(2, 5), 1e5), MemoryRows)
+
+
+def test_a_value_that_no_one_foresaw(tmp_path):
+    """Where a later row does not fit in fp16, the file goes on in fp32, the rows before it included."""
+    pool = Pool(0, tmp_path)
+    rows = pool.rows(100, torch.zeros(2, 5), 1.0)
+    values = torch.randn(100, 5)
+    values[70, 2] = 1e6
+    for start in range(0, 100, 20):
+        rows.write(start, values[start : start + 20])
+    found = rows.read(torch.arange(100))
+    assert torch.equal(found[:60], values[:60].half().float())
+    assert torch.equal(found[60:], values[60:])
+    rows.close()
+    assert not list(tmp_path.iterdir())

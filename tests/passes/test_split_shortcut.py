@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
+from qpass_passes.adaround import AdaRound
 from qpass_passes.assign import Assign
+from qpass_passes.daq import Daq
 from qpass_passes.simulate import Simulate
 from qpass_passes.split_shortcut import SplitShortcut
+from qpass_passes.tcr import Tcr
 
+from qpass.errors import PreconditionError
 from qpass.manager import PassManager
-from qpass.slots import slots
+from qpass.slots import read_params, slots
 
 
 def test_shortcuts_of_up_blocks_are_split(context):
@@ -86,3 +91,25 @@ def test_a_model_without_any_is_left_alone(catalog):
     result = SplitShortcut().run(graph, context)
     assert (result.changed, result.notes) == (False, {"split": []})
     assert str(result.graph.graph) == before
+
+
+def test_what_was_fitted_before_it_is_not_lost(context):
+    """Levels that `daq` has chosen for attention stay; a layer that has been fitted or rescaled is refused."""
+    graph = copy.deepcopy(context.reference)
+    for name, module in graph.named_modules():
+        if name.endswith("to_q"):  # attention that is sharp enough for powers to win
+            module.weight.data *= 3
+    steps = [Assign(softmax="int3 tensor time:4"), Daq(criterion="likelihood", bases=(1, 2)), SplitShortcut()]
+    run = PassManager(steps).run(graph, context)
+    chosen = [slot for slot in slots(run.graph) if slot.spec.format == "levels"]
+    assert chosen
+    assert all(read_params(run.graph, slot) is not None for slot in chosen)
+    for step, message in (
+        (
+            AdaRound(iterations=2, batch=8, rows=32),
+            r"split-shortcut: '.*conv_shortcut\..*' has been fitted already",
+        ),
+        (Tcr(search=False), r"put 'split-shortcut' before the pass .* 'tcr'"),
+    ):
+        with pytest.raises(PreconditionError, match=message):
+            PassManager([Assign(), step, SplitShortcut()]).run(copy.deepcopy(context.reference), context)

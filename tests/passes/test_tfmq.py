@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import attrs
 import torch
 from learned import prepared
 from qpass_passes.brecq import Brecq
+from qpass_passes.calibration.uniform_steps import UniformSteps
+from qpass_passes.repq import RepQ
 from qpass_passes.simulate import Simulate
 from qpass_passes.tfmq import NAME, Tfmq, distinct, temporal
 
 from qpass.activations import Samples, run_recording
 from qpass.manager import PassManager
-from qpass.slots import layer, slots, spec_of
+from qpass.sampling import Sampling
+from qpass.slots import layer, read_params, slots, spec_of
 
 FEW = {"iterations": 30, "batch": 4, "rows": 32}
 
@@ -70,3 +74,30 @@ def test_other_inputs_on_request_only(context):
     for node in graph.graph.nodes:
         if spec_of(node):
             assert {one.time_groups for one in spec_of(node).inputs} == {4 if node in inside else 1}
+
+
+def test_rows_are_a_limit(context):
+    """Of the distinct inputs no more than `rows` are learned from; two timesteps, or one, are enough."""
+    result = Tfmq(**{**FEW, "rows": 4}).run(prepared(context, weight="int4 channel"), context)
+    assert result.notes["distinct inputs"] == 4
+    for steps in (1, 2):
+        few = attrs.evolve(
+            context, sampling=Sampling(steps=steps, batch=4), calibration=UniformSteps(samples=4, steps=steps)
+        )
+        result = Tfmq(**FEW).run(prepared(few), few)
+        assert result.notes["distinct inputs"] == steps
+        assert result.notes["blocks"]
+
+
+def test_inputs_that_were_fitted_keep_their_scale(context):
+    """`repq` before it leaves one scale for all timesteps; the note counts the others."""
+    graph = RepQ().run(prepared(context), context).graph
+    result = Tfmq(**FEW).run(graph, context)
+    counts = 0
+    for slot in slots(graph):
+        if slot.index >= 0:
+            scale = read_params(graph, slot).tensors["scale"]
+            assert len(scale) == slot.spec.time_groups
+            counts += len(scale) == 4
+    assert 0 < counts < sum(slot.index >= 0 for slot in slots(graph))
+    assert result.notes["inputs with a scale per timestep"] == counts

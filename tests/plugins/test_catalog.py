@@ -75,6 +75,7 @@ WRONG = {
         "[Bare]": "Bare must be a frozen attrs class: decorate it @attrs.frozen(kw_only=True)",
         "[Changeable]": "Changeable must be a frozen attrs class: decorate it @attrs.frozen(kw_only=True)",
         "1 / 0": "ZeroDivisionError: division by zero",
+        "__import__('sys').exit(7)": "SystemExit: 7",
     },
     "models": {"[Fine]": "register_models must return subclasses of qpass.ModelAdapter, not <class"},
     "evaluators": {"[Fine]": "register_evaluators must return subclasses of qpass.Evaluator, not <class"},
@@ -83,6 +84,7 @@ WRONG = {
     "ops": {
         "None": "register_ops must return a sequence of functions, not None",
         "[lambda x: x]": "a graph op must be a function that its module defines by name, or a torch op, not <func",
+        "__import__('sys').exit()": "SystemExit",
         "[5]": "a graph op must be a function that its module defines by name, or a torch op, not 5",
     },
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tomllib
 from enum import Enum
 from pathlib import Path
@@ -62,6 +63,15 @@ class Everything:
             raise ValueError(f"high must be above low, {self.low}, not {value}")
 
 
+@attrs.frozen(kw_only=True)
+class Hasty:
+    """Options without a type, as first drafts have them, and converters that tell none."""
+
+    s = attrs.field(default=4.0)
+    base = attrs.field(default="7", converter=functools.partial(int, base=10))
+    typed: int = attrs.field(default=0, converter=functools.partial(round, ndigits=None))
+
+
 class TestStructure:
     """Tables as objects, and back."""
 
@@ -111,3 +121,13 @@ class TestStructure:
         assert structure.build(Everything, options, "here") is None
         (problem,) = structure.problems
         assert problem.startswith(said)
+
+    def test_without_a_type(self, known: Catalog) -> None:
+        """An option without a type takes what it is given; one that has a type is still held to it."""
+        structure = Structure(known)
+        assert structure.build(Hasty, {"s": "x", "base": "12", "typed": 3}, "here") == Hasty(
+            s="x", base="12", typed=3
+        )
+        assert structure.problems == []
+        assert structure.build(Hasty, {"typed": "3"}, "here") is None
+        assert structure.problems == ["here: typed must be a whole number, not '3'"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,3 +74,15 @@ def test_the_same_recipe_on_cuda(run: Command, tmp_path: Path) -> None:
     with torch.no_grad():
         a, b = there.denoise(x.cuda(), 500).cpu(), here.denoise(x, 500)
     assert (a - b).norm() < 0.05 * b.norm()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_run_on_cuda_goes_on(run: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Without its last stage it goes on there from the one before, to the same report."""
+    assert run(tmp_path / "cuda", "--device", "cuda") == 0
+    report = (tmp_path / "cuda" / "report.json").read_bytes()
+    shutil.rmtree(tmp_path / "cuda" / "stages" / "02-simulate")
+    assert run(tmp_path / "cuda", "--device", "cuda") == 0
+    assert "1. assign: kept from an earlier run" in capfd.readouterr().err
+    assert (tmp_path / "cuda" / "report.json").read_bytes() == report

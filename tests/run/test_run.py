@@ -38,7 +38,7 @@ def test_leaves_what_the_architecture_promises(data, catalog, tmp_path):
     assert {"schema", "recipe", "seed", "versions", "device", "records", "metrics"} <= report.keys()
     assert [record["pass"] for record in report["records"]] == ["assign", "simulate"]
     fixed = {
-        "sqnr", "psnr", "ssim", "lpips", "packed_mb", "packed_ratio", "bits_per_weight", "integer_share",
+        "sqnr", "psnr", "ssim", "clipped", "lpips", "packed_mb", "packed_ratio", "bits_per_weight", "integer_share",
         "ms_per_step", "images_per_second", "peak_memory_mb", "macs", "bops", "fid", "sfid", "is", "kid",
         "precision", "recall",
     }  # fmt: skip

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import resource
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from qpass.errors import StorageError
-from qpass.files import new_folder, write_file
+from qpass.files import locked, new_folder, write_file
 
 Command = Callable[..., int]
 
@@ -133,3 +136,33 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
         write_file(tmp_path / "x", "new" * 100)
     assert (tmp_path / "x").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def refuse(number: int) -> Callable[..., None]:
+    """A `flock` that fails as the system call does."""
+
+    def flock(*args: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return flock
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def test_a_file_system_without_locks(
+    run: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The run goes on, and says that nothing keeps a second one out."""
+    monkeypatch.setattr(fcntl, "flock", refuse(number))
+    assert run(tmp_path / "run") == 0
+    said = capfd.readouterr()
+    assert f"has no locks ({os.strerror(number)}): give no other command" in " ".join(
+        (said.out + said.err).split()
+    )
+
+
+def test_a_lock_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else the system says of the lock is one sentence with a way out."""
+    monkeypatch.setattr(fcntl, "flock", refuse(errno.EIO))
+    said = r"cannot write .*\.lock': .*; choose another folder with --out"
+    with pytest.raises(StorageError, match=said), locked(tmp_path / ".lock", "busy"):
+        pass

@@ -21,7 +21,8 @@ from qpass.quantizer import QParams
 from qpass.slots import slots, write_params
 from qpass_passes.equivalence.channels import ChannelRanges, Channels
 from qpass_passes.equivalence.rescale import rescale
-from qpass_passes.equivalence.ties import Tie, check, check_unfitted, ties
+from qpass_passes.equivalence.ties import Tie, check, ties
+from qpass_passes.fitting import refuse_fitted
 
 
 def globs(meaning: str) -> Any:
@@ -86,8 +87,8 @@ class ChannelFactors(Pass):
     def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
         """Every factor is chosen before the first one is put to use."""
         found = [tie for tie in ties(graph, self.layers) if self.wants(graph, tie)]
-        for tie in found:
-            check_unfitted(graph, self.name, tie)
+        calls = {node for tie in found for node in tie.calls}
+        refuse_fitted(graph, self.name, (slot for slot in slots(graph) if slot.node in calls))
         channels = ctx.get(ChannelRanges(calibration=ctx.calibration, rows=self.rows), graph)
         moves, more = self.choose(graph, ctx, found, channels)
         went: Counter[str] = Counter()

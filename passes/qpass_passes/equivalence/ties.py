@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 
 from qpass.errors import PreconditionError, did_you_mean
 from qpass.kernels.reference import CHANNEL_FIRST, CHANNEL_LAST
-from qpass.slots import layer, read_params, slots, spec_of
+from qpass.slots import layer, spec_of
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -84,17 +84,6 @@ def check(graph: GraphModule, who: str, globs: Sequence[str]) -> None:
         if not any(fnmatchcase(name, glob) for name in names):
             hint = did_you_mean(glob, names)
             raise PreconditionError(f"{who}: the glob {glob!r} matches no layer, {hint}")
-
-
-def check_unfitted(graph: GraphModule, who: str, tie: Tie) -> None:
-    """Nothing has been fitted to what is about to change."""
-    inside = set(tie.calls)
-    for slot in slots(graph):
-        if slot.node in inside and read_params(graph, slot) is not None:
-            raise PreconditionError(
-                f"{who}: {slot.home!r} has been fitted already, and the fit would not hold; put {who!r} right "
-                "after 'assign', before what fits or learns"
-            )
 
 
 def _eligible(graph: GraphModule, node: Node) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule
 
-from qpass.activations import Samples, record
+from qpass.activations import record
 from qpass.kernels import reference
 from qpass.manager import PassContext
 from qpass.quantizer import QParams, Quantizer, fake_quantize
@@ -52,18 +52,18 @@ class Trial:
                             continue
                         given = next(slot for slot in at[node] if slot.index == 0)
                         kernel = weights[f"{node.target}.weight_q"]
-                        x = torch.cat(values[source])  # type: ignore[index]
+                        x = torch.cat(values[source]).to(ctx.device)  # type: ignore[index]
                         module = layer(graph, node)
                         assert module is not None
                         edges = edges_for(given.spec, calibration.t)
                         for n, factor in enumerate(factors[place]):
-                            totals[place][n] += self._error(module, x, samples, given, kernel, factor, edges)
+                            totals[place][n] += self._error(module, x, samples.t, given, kernel, factor, edges)
                     if tie.tensors[-1] in values:
                         task.advance()
         return totals
 
     def _error(
-        self, module: nn.Module, x: Tensor, samples: Samples, given: Slot, kernel: Slot, factor: Tensor,
+        self, module: nn.Module, x: Tensor, t: Tensor, given: Slot, kernel: Slot, factor: Tensor,
         edges: Tensor | None,
     ) -> float:  # fmt: skip
         """||layer(x) - rounded layer(rounded (x / r))||² where the weight is times r."""
@@ -72,16 +72,17 @@ class Trial:
         exact, factor = module(x), factor.to(x.device)
         scaled = weight.float() * factor.reshape([1, -1] + [1] * (weight.dim() - 2))
         values = reference.arrange(scaled, kernel.layout, kernel.spec.granularity, kernel.spec.group_size)
-        params = fit(self.weight, kernel, partial(list, [(values, torch.zeros(1, dtype=torch.long))]))
+        only = torch.zeros(1, dtype=torch.long, device=x.device)
+        params = fit(self.weight, kernel, partial(list, [(values, only)]))
         rounded = fake_quantize(scaled, kernel.spec, params.tensors, kernel.layout)
         moved = reference.rescale(x, given.layout, factor.reciprocal())
-        narrow = self._rounded(moved, samples, given, edges)
+        narrow = self._rounded(moved, t, given, edges)
         found = functional_call(module, {"weight": rounded.to(weight.dtype)}, (narrow,))
         return float((found.double() - exact.double()).square().sum())
 
-    def _rounded(self, x: Tensor, samples: Samples, slot: Slot, edges: Tensor | None) -> Tensor:
+    def _rounded(self, x: Tensor, t: Tensor, slot: Slot, edges: Tensor | None) -> Tensor:
         if slot.spec.dynamic:
             return fake_quantize(x, slot.spec, {}, slot.layout)
-        params: QParams = fit(self.input, slot, partial(grouped, [x], samples.t, edges, slot))
-        group = None if edges is None else reference.time_group(samples.t, edges)
+        params: QParams = fit(self.input, slot, partial(grouped, [x], t, edges, slot))
+        group = None if edges is None else reference.time_group(t, edges).to(x.device)
         return fake_quantize(x, slot.spec, params.tensors, slot.layout, group)

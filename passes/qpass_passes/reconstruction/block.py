@@ -25,15 +25,15 @@ EVERY = 50  # iterations between two looks at whether anything is left to learn
 
 @attrs.frozen(kw_only=True)
 class Trace:
-    """What happened to one block. Losses are of hard rounding, on rows it did not learn from."""
+    """What happened to one block. Losses are of hard rounding, on rows that were held out where any were."""
 
     block: str
     before: float
     after: float
     iterations: int
-    flipped: float  # share of weights not rounded to nearest
+    flipped: float  # share of codes that learning changed
     seconds: float
-    kept: bool  # False where rounding to nearest was better after all
+    kept: bool  # False where what was there before was better after all
 
 
 def reconstruct(
@@ -46,7 +46,7 @@ def reconstruct(
     # rows come ordered by timestep, and both kinds are to have some of each
     shuffled = torch.randperm(data.count, generator=draws)
     apart = max(1, min(HELD_OUT, data.count // 8))
-    held, train = shuffled[:apart], shuffled[apart:]
+    held, train = (shuffled[:apart], shuffled[apart:]) if objective.held_out else (shuffled, shuffled)
     optimizer = _optimizer(soft, objective)
     module: Any = torch.compile(soft, dynamic=False) if objective.compiled else soft
     layers = soft.roundings()
@@ -71,7 +71,7 @@ def reconstruct(
         return total / len(held)
 
     before = measured()
-    nearest = {home: one.codes for home, one in soft.layers.items()}
+    first = {home: one.codes for home, one in soft.layers.items()}
     scales = [one.scale.detach().clone() for one in soft.learned_steps()]
     done = 0
     with torch.random.fork_rng(devices=[data.device] if data.device.type == "cuda" else []), torch.enable_grad():
@@ -101,17 +101,17 @@ def reconstruct(
                 break
     flipped = [one.settle() for one in layers]
     after = measured()
-    if kept := after <= before:
+    if kept := math.isfinite(after) and after <= before:
         share = sum(flipped) / len(flipped) if flipped else 0.0
     else:
         share = 0.0
-        for home, codes in nearest.items():
+        for home, codes in first.items():
             soft.layers[home].give_back(codes)
         with torch.no_grad():
             for quantizer, scale in zip(soft.learned_steps(), scales, strict=True):
                 quantizer.scale.copy_(scale)
     return Trace(
-        block=soft.block.name, before=before, after=min(before, after), iterations=done, flipped=share,
+        block=soft.block.name, before=before, after=after if kept else before, iterations=done, flipped=share,
         seconds=time.monotonic() - started, kept=kept,
     )  # fmt: skip
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from qpass.activations import Samples
-from qpass.errors import PreconditionError
 from qpass.graph import Block, block_module, blocks, blocks_ending_at
 from qpass.slots import slots, spec_of
 from qpass_passes.reconstruction.objective import Unit
@@ -21,16 +20,34 @@ PROBE = (2, 3)  # batch sizes that tell apart tensors with rows from those that 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Shape:
-    """What one row of a tensor takes; `rows` is False for a tensor without any, whose value is kept instead."""
+    """What one row of a tensor takes.
+
+    `per` places of the first axis belong to one row: 1 in images, more where windows, frames or heads stand there; 0
+    where there are no rows, and the value is kept instead. `like` has an axis for the rows, and one for their places
+    where these are several.
+    """
 
     like: Tensor
-    rows: bool
+    per: int
     largest: float
+
+    @property
+    def rows(self) -> bool:
+        """Whether the tensor has any."""
+        return self.per > 0
 
     @property
     def bytes(self) -> int:
         """Of one row."""
         return self.like[0].nbytes if self.rows else 0
+
+    def by_row(self, value: Tensor) -> Tensor:
+        """As `like` is."""
+        return value.reshape(-1, self.per, *value.shape[1:]) if self.per > 1 else value
+
+    def as_given(self, value: Tensor) -> Tensor:
+        """The inverse of `by_row`."""
+        return value.flatten(0, 1) if self.per > 1 else value
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -116,16 +133,11 @@ def _differing(cut: Sequence[Block], apart: Sequence[Node]) -> frozenset[Node]:
 
 @torch.no_grad()
 def _shapes(graph: GraphModule, cut: Sequence[Block], samples: Samples, device: torch.device) -> dict[Node, Shape]:
-    if len(samples) < max(PROBE):
-        raise PreconditionError(
-            f"reconstruction needs at least {max(PROBE)} calibration rows, and there are {len(samples)}; raise "
-            "calibration.samples"
-        )
     seen: list[dict[Node, Tensor]] = []
     for size in PROBE:
-        live = dict(
-            zip(graph.graph.find_nodes(op="placeholder"), next(samples.batches(size, device)), strict=True)
-        )
+        # from first to last, as values may grow from timestep to timestep; some twice, where there are fewer
+        spread = samples.take(torch.arange(size) * (len(samples) - 1) // (size - 1))
+        live = dict(zip(graph.graph.find_nodes(op="placeholder"), next(spread.batches(size, device)), strict=True))
         kept = dict(live)
         for block in cut:
             made = block_module(graph, block)(*(live[node] for node in block.inputs))
@@ -133,11 +145,17 @@ def _shapes(graph: GraphModule, cut: Sequence[Block], samples: Samples, device: 
             kept.update(zip(block.outputs, made, strict=True))
         seen.append(kept)
     first, second = seen
-    return {
-        node: Shape(
-            like=value.cpu(),
-            rows=value.shape[:1] == (PROBE[0],) and second[node].shape[:1] == (PROBE[1],),
-            largest=float(value.abs().max()) if value.is_floating_point() and value.numel() else 0.0,
-        )
-        for node, value in first.items()
-    }
+    return {node: _shape(value, second[node]) for node, value in first.items()}
+
+
+def _shape(first: Tensor, second: Tensor) -> Shape:
+    """Of a tensor, from what it is with so many rows and with so many."""
+    lengths = tuple(len(value) if value.dim() else 0 for value in (first, second))
+    per = lengths[0] // PROBE[0]
+    if lengths != (per * PROBE[0], per * PROBE[1]):
+        per = 0
+    return Shape(
+        like=(first.reshape(-1, per, *first.shape[1:]) if per > 1 else first).cpu(),
+        per=per,
+        largest=float(second.abs().max()) if second.is_floating_point() and second.numel() else 0.0,
+    )

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from qpass.activations import Samples
-from qpass.errors import QpassError
+from qpass.errors import PreconditionError, QpassError
 from qpass.files import checksum, free_bytes, write_file
 from qpass.graph import Block, block_module
 from qpass.graph.tensors import put
@@ -65,31 +65,51 @@ class Reconstruction:
         work = self.work(parts)
         if not work:
             return []
+        if objective.held_out and len(self.samples) < 2:
+            raise PreconditionError(
+                "reconstruction needs at least 2 calibration rows, one of them to measure on; raise "
+                "calibration.samples"
+            )
         parts = parts[: len(work)]
         cut = chain(self.graph, parts, self.samples, ctx.device, self.aims)
         return_freed_memory()
         costs = probe(self.graph, cut, work, self.samples, objective, ctx.device)
-        pool = self._tell(cut, work, costs)
+        pool = scratch_pool(ctx, max(cost.memory for cost in costs))
+        folder = self._folder(cut, pool)
+        self._tell(cut, work, costs, pool, folder)
         streams = Streams(self.graph, cut, self.samples, pool, ctx.device, self.aims)
         weights = self._weights(parts, work)
         traces: list[Trace] = []
+        settled: set[str] = set()  # weights that have learned: a layer may be called by several blocks
         with pool, ctx.progress.task("reconstruct", objective.iterations * sum(map(bool, work))) as task:
             for index, (block, targets) in enumerate(zip(cut.blocks, work, strict=True)):
-                if trace := self._step(index, block, targets, streams, weights, task):
+                file = folder / f"{index:04d}.safetensors"
+                if trace := self._step(file, block, targets, streams, weights, settled, task):
                     traces.append(trace)
                 streams.drop(cut.dies[index])
         ctx.progress.say(f"  peak memory {peak_memory_mb():.0f} MB")
         return traces
 
-    def _tell(self, cut: Chain, work: list[tuple[int, ...]], costs: tuple[Cost, ...]) -> Pool:
+    def _folder(self, cut: Chain, pool: Pool) -> Path:
+        """Where finished blocks are kept. Rows on disk are fp16, so with these the budget too has its part in them."""
+        _, disk = cut.peaks(len(self.samples), pool.budget)
+        name = f"{self.key}-{pool.budget}" if disk else self.key
+        return self.ctx.scratch / "reconstruction" / name
+
+    def _tell(
+        self, cut: Chain, work: list[tuple[int, ...]], costs: tuple[Cost, ...], pool: Pool, folder: Path
+    ) -> None:
         """Say what it will take, before it starts; refuse what the disk has no room for."""
         objective, ctx, count = self.objective, self.ctx, len(self.samples)
         beside = max(cost.memory for cost in costs)
-        pool = scratch_pool(ctx, beside)
         memory, disk = cut.peaks(count, pool.budget)
-        left = [i for i, targets in enumerate(work) if targets and not self._file(i).exists()]
+        done = {file.stem for file in folder.glob("*.safetensors")}
+        left = [i for i, targets in enumerate(work) if targets and f"{i:04d}" not in done]
         seconds = sum(costs[i].iteration for i in left) * objective.iterations
-        seconds += 2 * count * sum(cost.row for cost in costs)  # the blocks of both models, rolled forward once
+        row = sum(cost.row for cost in costs)
+        seconds += 2 * count * row  # the blocks of both models, rolled forward once
+        if objective.fisher != "none":
+            seconds += 3 * min(objective.fisher_rows, count) * row  # a backward pass takes twice a forward one
         ctx.progress.say(
             f"  {sum(map(bool, work))} of {len(cut.blocks)} {objective.unit}s learn, at most {objective.iterations} "
             f"iterations each, from {count} rows; these take {memory / 1e6:.1f} MB of memory"
@@ -103,7 +123,6 @@ class Reconstruction:
                 f"the rows need {disk / 1e6:.0f} MB of disk and {free / 1e6:.0f} MB are free; free some space, lower "
                 "'rows', or raise memory_budget"
             )
-        return pool
 
     def _weights(self, parts: tuple[Block, ...], work: list[tuple[int, ...]]) -> Mapping[Node, Tensor]:
         if self.objective.fisher == "none":
@@ -114,9 +133,6 @@ class Reconstruction:
             self.graph, outputs, self.samples, rows=self.objective.fisher_rows, seed=seed, device=self.ctx.device
         )
         return {node: weight.to(self.ctx.device) for node, weight in found.items()}
-
-    def _file(self, index: int) -> Path:
-        return self.ctx.scratch / "reconstruction" / self.key / f"{index:04d}.safetensors"
 
     def work(self, parts: tuple[Block, ...]) -> list[tuple[int, ...]]:
         """Which outputs each block is to give as in full precision, up to the last that has something to learn."""
@@ -146,21 +162,21 @@ class Reconstruction:
 
     def _step(
         self,
-        index: int,
+        file: Path,
         block: Block,
         targets: tuple[int, ...],
         streams: Streams,
         weights: Mapping[Node, Tensor],
+        settled: set[str],
         task: Task,
     ) -> Trace | None:
         objective, ctx = self.objective, self.ctx
         return_freed_memory()  # or what the last block took stays beside the rows of this one
         plain = block_module(self.graph, block)
-        soft = softened(self.graph, block, objective).to(ctx.device)
+        soft = softened(self.graph, block, objective, settled).to(ctx.device)
         streams.advance_full(block, plain)
         trace = None
         if targets:
-            file = self._file(index)
             if kept := load(file):
                 trace, tensors = kept
                 _restore(soft, tensors)
@@ -171,6 +187,7 @@ class Reconstruction:
                 trace = reconstruct(soft, data, objective, targets, seed, task)
                 write_file(file, _saved(soft, trace))
             _leave(self.graph, soft)
+            settled |= {one.slot.home for one in soft.roundings()}
         soft.eval()
         soft.set(soft=False, activations=objective.activations, drop=0.0)
         streams.advance_rounded(block, soft)

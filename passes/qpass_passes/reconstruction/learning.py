@@ -15,8 +15,9 @@ from qpass.errors import PreconditionError, did_you_mean
 from qpass.images.drawn import identity
 from qpass.manager import Pass, PassContext, PassResult
 from qpass.recipe.structure import to_data
-from qpass.run.fingerprint import digest, source_hash
+from qpass.run.fingerprint import digest
 from qpass.slots import slots
+from qpass.source import source_hash
 from qpass_passes.fitting import FittingOptions, choose_rows
 from qpass_passes.peculiar import peculiar
 from qpass_passes.reconstruction.block import Trace
@@ -139,7 +140,7 @@ def told(traces: Sequence[Trace]) -> dict[str, dict[str, Any]]:
             "loss": [float(f"{one.before:.4g}"), float(f"{one.after:.4g}")],
             "iterations": one.iterations,
             "flipped": round(one.flipped, 4),
-            **({} if one.kept else {"kept": "rounding to nearest, which was better"}),
+            **({} if one.kept else {"kept": "what was there before, which was better"}),
         }
         for one in traces
     }

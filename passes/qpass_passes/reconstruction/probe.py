@@ -84,7 +84,8 @@ def _kind(block: Block, soft: SoftBlock, inputs: Sequence[Tensor]) -> object:
 
 def _data(live: Mapping[Node, Tensor], cut: Chain, t: Tensor, device: torch.device) -> Data:
     def read(node: Node, index: Tensor) -> Tensor:
-        return live[node][index.to(device)] if cut.shapes[node].rows else live[node]
+        shape = cut.shapes[node]
+        return shape.as_given(shape.by_row(live[node])[index.to(device)]) if shape.rows else live[node]
 
     return Data(t=t, full=read, rounded=read, target=read, count=len(t), device=device)
 

@@ -54,19 +54,28 @@ class MemoryRows(Rows):
 
 
 class FileRows(Rows):
-    """Rows in a file, floating-point ones in fp16. Read by calls, not mapped: mapped pages count as memory."""
+    """Rows in a file, floating-point ones in fp16 while its range lasts.
+
+    Read by calls, not mapped: mapped pages count as memory.
+    """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: torch.dtype, kept: torch.dtype) -> None:
         self.path, self.shape, self.dtype, self.kept = path, shape, dtype, kept
         self.stride = torch.empty(shape[1:], dtype=kept, device="meta").nbytes
+        self.written = 0  # rows, from the first on
         with storage(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
 
     def write(self, start: int, values: Tensor) -> None:
-        raw = values.to(self.kept).contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        narrow = values.to(self.kept)
+        if self.kept != self.dtype and bool((narrow.isinf() & values.isfinite()).any()):
+            self._widen()
+            narrow = values
+        raw = narrow.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         with storage(self.path):
             os.pwrite(self.file, raw, start * self.stride)
+        self.written = max(self.written, start + len(values))
 
     def read(self, index: Tensor) -> Tensor:
         values = torch.empty((len(index), *self.shape[1:]), dtype=self.kept)
@@ -75,6 +84,14 @@ class FileRows(Rows):
             for place, row in enumerate(index.tolist()):
                 os.preadv(self.file, [bytes_[place]], row * self.stride)
         return values.to(self.dtype)
+
+    def _widen(self) -> None:
+        """Keep rows as they are from now on, those that are there already included."""
+        wide = FileRows(self.path.with_suffix(".wide"), self.shape, self.dtype, self.dtype)
+        for index in runs(self.written, 32):
+            wide.write(int(index[0]), self.read(index))
+        self.close()
+        self.path, self.kept, self.stride, self.file = wide.path, wide.kept, wide.stride, wide.file
 
     def close(self) -> None:
         if self.file >= 0:

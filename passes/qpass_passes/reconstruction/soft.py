@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,8 @@ class SoftLayer(nn.Module):
             self.scale = self._spread("scale")
             self.zero = self._spread("zero")
             bits = slot.spec.bits
-            shaped = bits if isinstance(bits, int) else torch.tensor(bits).reshape([-1] + [1] * (weight.dim() - 1))
+            each = torch.as_tensor(bits, device=weight.device)
+            shaped = bits if isinstance(bits, int) else each.reshape([-1] + [1] * (weight.dim() - 1))
             self.low, self.high = reference.levels(shaped, slot.spec.symmetric)
         if self.learns:
             given = (self.original, self.scale)
@@ -142,11 +143,18 @@ class SoftInput(nn.Module):
 class SoftBlock(nn.Module):
     """A block called with the rows' timesteps and the tensors of `block.inputs`; gives those of `block.outputs`.
 
-    Codes that are there stay, unless they are to learn again from a `restart`.
+    Codes that are there stay, unless they are to learn again from a `restart` and their home is not in `settled`.
     """
 
     def __init__(
-        self, graph: GraphModule, block: Block, *, weights: bool, steps: bool, restart: float = 0.0
+        self,
+        graph: GraphModule,
+        block: Block,
+        *,
+        weights: bool,
+        steps: bool,
+        restart: float = 0.0,
+        settled: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.block = block
@@ -164,7 +172,8 @@ class SoftBlock(nn.Module):
                 inner = layer(module, slot.node)
                 assert inner is not None
                 codes = find(graph, f"{slot.home}.codes")
-                self.layers[slot.home] = SoftLayer(slot, inner, params, codes, weights, restart)
+                anew = 0.0 if slot.home in settled else restart
+                self.layers[slot.home] = SoftLayer(slot, inner, params, codes, weights, anew)
             else:
                 found = next(
                     (s for n, other, s in made if n is slot.source and _alike(other, slot, s, params)), None
@@ -213,9 +222,11 @@ class SoftBlock(nn.Module):
         return [one for one in self.inputs if one.learns]
 
 
-def softened(graph: GraphModule, block: Block, objective: Objective) -> SoftBlock:
-    """The block, with what the objective is to learn."""
-    return SoftBlock(graph, block, weights=objective.weights, steps=objective.steps, restart=objective.restart)
+def softened(graph: GraphModule, block: Block, objective: Objective, settled: Collection[str] = ()) -> SoftBlock:
+    """The block, with what the objective is to learn, but for the weights that are `settled`."""
+    return SoftBlock(
+        graph, block, weights=objective.weights, steps=objective.steps, restart=objective.restart, settled=settled
+    )
 
 
 def _alike(other: Slot, slot: Slot, made: SoftInput, params: QParams | None) -> bool:

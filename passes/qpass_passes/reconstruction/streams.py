@@ -67,7 +67,9 @@ class Streams:
             value, fixed = given[node]
             return (value if fixed else value[index]).to(self.device)
         found = kept[node]
-        return (found if isinstance(found, Tensor) else found.read(index)).to(self.device)
+        if isinstance(found, Tensor):
+            return found.to(self.device)
+        return self.cut.shapes[node].as_given(found.read(index)).to(self.device)
 
     @torch.no_grad()
     def advance_full(self, block: Block, module: GraphModule) -> None:
@@ -100,7 +102,7 @@ class Streams:
                 if node in wanted:
                     place = kept.get(node)
                     if isinstance(place, Rows):
-                        place.write(int(index[0]), value.cpu())
+                        place.write(int(index[0]), self.cut.shapes[node].by_row(value.cpu()))
                     else:
                         kept[node] = value
 
@@ -116,10 +118,12 @@ class Streams:
         shift = total.float()
         kept = self.rounded.get(node)
         if isinstance(kept, Rows):
-            shape = [1] * self.cut.shapes[node].like.dim()
-            shape[axis] = -1
             for index in runs(count, FORWARD):
-                kept.write(int(index[0]), (self.read_rounded(node, index) + shift.reshape(shape)).cpu())
+                rounded = self.read_rounded(node, index)
+                shape = [1] * rounded.dim()
+                shape[axis] = -1
+                moved = (rounded + shift.reshape(shape)).cpu()
+                kept.write(int(index[0]), self.cut.shapes[node].by_row(moved))
         return shift
 
     def drop(self, nodes: tuple[Node, ...]) -> None:

@@ -61,6 +61,8 @@ class TestEvaluators:
                 evaluator.score(evaluator.observe(quantized, context), seen)
             return
         refuse(evaluator, context.model)
+        assert isinstance(evaluator.fingerprint(), str)
+        assert evaluator.fingerprint() == evaluator.fingerprint()
         original = Subject(role="original", graph=context.reference)
         with torch.no_grad():
             theirs, ours = (evaluator.observe(subject, context) for subject in (original, quantized))

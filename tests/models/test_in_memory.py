@@ -1,0 +1,84 @@
+"""Models handed over in Python: taken from wherever they lie, known by all their parts, and left as they were."""
+
+from __future__ import annotations
+
+import copy
+
+import diffusers
+import pipelines
+import pytest
+import torch
+from qpass_models.held import on
+from qpass_models.in_memory import InMemory
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from qpass.errors import ModelError
+
+SCHEDULE = {"beta_schedule": "linear"}
+
+
+def lies(module):
+    """The kinds of device that a module's tensors are on."""
+    return {tensor.device.type for tensor in (*module.parameters(), *module.buffers())}
+
+
+def test_a_module_elsewhere_comes_as_a_copy_on_the_cpu():
+    """On fake CUDA tensors, buffers and all; the module itself stays there, and one on the CPU is not copied."""
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            unet = diffusers.UNet2DModel(**dict(pipelines.denoiser("unet").config))
+            unet.register_buffer("steps", torch.ones(3))
+        loaded = InMemory(module=unet).load()
+        assert lies(loaded) == {"cpu"}
+        assert lies(unet) == {"cuda"}
+        assert [name for name, _ in loaded.named_parameters()] == [name for name, _ in unet.named_parameters()]
+    here = pipelines.denoiser("unet")
+    assert InMemory(module=here).load() is here
+
+
+def test_what_is_not_in_memory_is_refused():
+    """Offloading leaves weights on the meta device: one sentence, not a copy of nothing."""
+    with pytest.raises(ModelError, match="this Linear are not in memory but on the meta device"):
+        on(torch.nn.Linear(3, 3, device="meta"), torch.device("cpu"))
+
+
+def test_decoding_leaves_the_autoencoder_where_it_was():
+    """Latents on fake CUDA are decoded there, and the pipeline's own autoencoder is on the CPU again."""
+    with FakeTensorMode():
+        coder = pipelines.vae()
+        draw = InMemory(module=pipelines.denoiser("unet"), scheduler=SCHEDULE, autoencoder=coder).decoder()
+        images = draw(torch.ones(2, 4, 4, 4, device="cuda"))
+        assert (images.device.type, images.shape) == ("cuda", (2, 8, 8, 3))
+        assert lies(coder) == {"cpu"}
+
+
+def test_the_fingerprint_knows_every_part():
+    """Another weight of the autoencoder or of a text encoder, another scaling: nothing made before is kept."""
+    pytest.importorskip("transformers")
+    pipe = pipelines.stable_diffusion()
+
+    def mark():
+        return InMemory.adopt(pipe).fingerprint()
+
+    marks = [mark(), mark()]
+    assert marks[0] == marks[1]
+    with torch.no_grad():
+        for part in (pipe.vae, pipe.text_encoder, pipe.unet):
+            next(part.parameters()).add_(0.1)
+            marks.append(mark())
+    pipe.vae.register_to_config(scaling_factor=0.5)
+    marks.append(mark())
+    pipe.tokenizer = copy.deepcopy(pipe.tokenizer)
+    pipe.tokenizer.model_max_length = 8
+    marks.append(mark())
+    assert len(set(marks)) == len(marks) - 1
+
+
+def test_the_fingerprint_knows_no_path(tmp_path):
+    """The same model loaded from two folders is the same."""
+    marks = []
+    for name in "ab":
+        pipelines.denoiser("unet").save_pretrained(tmp_path / name)
+        unet = diffusers.UNet2DModel.from_pretrained(tmp_path / name)
+        marks.append(InMemory(module=unet, scheduler=SCHEDULE).fingerprint())
+    assert marks[0] == marks[1]
