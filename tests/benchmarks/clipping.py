@@ -8,12 +8,9 @@ how far the mean colours of images lie apart, their standard deviation in units 
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import attrs
 import torch
-from finished import Finished, opened, psnr
+from finished import Finished, asked, opened, psnr
 from torch import Tensor
 
 from qpass.sampling import Sampling, make_scheduler
@@ -45,10 +42,7 @@ def colours(images: Tensor) -> float:
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, with recipe.toml and artifact")
-    parser.add_argument("--images", type=int, default=64)
-    options = parser.parse_args()
+    options = asked(__doc__)
     print("| run | clip | clipped | clipped in full precision | colours | in full precision | PSNR (dB) |")
     print("|---|---|---|---|---|---|---|")
     for folder in options.runs:

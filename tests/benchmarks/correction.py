@@ -7,12 +7,11 @@ has left of the signal, at the middle one of the timesteps.
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 from pathlib import Path
 
 import torch
-from finished import opened, psnr
+from finished import asked, opened, psnr
 from qpass_passes.output_correction import OutputCorrection
 
 from qpass.files import temporary_folder
@@ -22,10 +21,7 @@ from qpass.plugins import catalog
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, with recipe.toml and artifact")
-    parser.add_argument("--images", type=int, default=64)
-    options = parser.parse_args()
+    options = asked(__doc__)
     known = catalog()
     print("| run | PSNR (dB) | corrected | 1 + k |")
     print("|---|---|---|---|")

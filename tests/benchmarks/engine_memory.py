@@ -1,9 +1,9 @@
 """Prints what learning one block takes of memory, above that after loading the model: the engine and a plain loop.
 
-`python tests/benchmarks/engine_memory.py --rows 2048 --budget 512MB`: a block of cifar10-unet whose input is larger
-than 128 x 32 x 32. Each is measured in a process of its own, with the calibration rows already there: the plain loop
-collects the block's inputs and targets and learns from them, the engine rolls its chain forward to the block and
-learns it.
+`python tests/benchmarks/engine_memory.py --rows 2048 --budget 512MB`: the last up block of a UNet with random weights,
+128 channels wide, that reads a concatenation of 256 x 32 x 32 and gives 128 x 32 x 32. Each is measured in a process of
+its own, with the rows, which are noise, already there: the plain loop collects the block's inputs and targets and
+learns from them, the engine rolls its chain forward to the block and learns it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ import sys
 from pathlib import Path
 
 import torch
-from engine_table import SEED, scales_of
+from diffusers import UNet2DModel
+from engine_table import SEED, grids_of
 from plain_loop import Plain
+from qpass_models.in_memory import InMemory
 from qpass_passes.assign import Assign
+from qpass_passes.calibration.uniform_steps import UniformSteps
 from qpass_passes.fitting import fit_weights
 from qpass_passes.quantizers.mse import Mse
 from qpass_passes.reconstruction import Objective, Reconstruction
@@ -30,9 +33,12 @@ from qpass.graph import block_module, blocks, trace
 from qpass.manager import PassContext
 from qpass.memory import peak_rise
 from qpass.plugins import catalog
-from qpass.recipe import bytes_of, read
+from qpass.quantizer import fake_quantize
+from qpass.recipe import bytes_of
+from qpass.sampling import Sampling
+from qpass.slots import read_params, slots, weight_of
 
-BLOCK = "up_blocks.2.resnets.0"
+BLOCK, WIDTH = "up_blocks.1.resnets.0", 128
 CPU = torch.device("cpu")
 
 
@@ -53,11 +59,13 @@ class Collects(Interpreter):
 def plain(graph: GraphModule, samples: Samples, iterations: int) -> None:
     """What research code does: inputs of the rounded model and targets of the other, whole, then the loop."""
     block = next(one for one in blocks(graph) if one.name == BLOCK)
-    scales = scales_of(graph, block)
     rounded = copy.deepcopy(graph)
-    for name, module in rounded.named_modules():
-        if (scale := find_scale(graph, name)) is not None:
-            module.weight.data = (module.weight / scale).round().clamp(-8, 7) * scale
+    for slot in slots(graph):
+        if slot.index < 0:
+            params = read_params(graph, slot)
+            weight = weight_of(rounded, slot)
+            assert params is not None
+            weight.data = fake_quantize(weight, slot.spec, params.tensors, slot.layout)
     with torch.no_grad():
         kept = []
         for model, wanted in ((rounded, list(block.inputs)), (graph, [block.outputs[0]])):
@@ -67,30 +75,25 @@ def plain(graph: GraphModule, samples: Samples, iterations: int) -> None:
             kept.append([torch.cat(collects.found.pop(node.name)) for node in wanted])
     (inputs, (target,)) = kept
     torch.manual_seed(SEED)
-    Plain(copy.deepcopy(block_module(graph, block)), list(scales), scales).learn(inputs, target, iterations, 32)
-
-
-def find_scale(graph: GraphModule, name: str) -> Tensor | None:
-    """The weight's scale, shaped to it; None where nothing was fitted."""
-    weight = getattr(graph.get_submodule(name), "weight", None)
-    scale = dict(graph.named_buffers()).get(f"{name}.weight_q.scale")
-    return None if scale is None or weight is None else scale.reshape([-1] + [1] * (weight.dim() - 1))
+    Plain(copy.deepcopy(block_module(graph, block)), grids_of(graph, block)).learn(inputs, target, iterations, 32)
 
 
 def measured(how: str, options: argparse.Namespace) -> int:
     """Bytes, in this process."""
-    known = catalog()
-    recipe = read("w4a8", catalog=known, overrides=[f"calibration.samples={-(-options.rows // 20)}"])
-    adapter = recipe.model
+    torch.manual_seed(SEED)
+    module = UNet2DModel(
+        sample_size=32, block_out_channels=(WIDTH, WIDTH), layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, add_attention=False,
+    )  # fmt: skip
+    adapter = InMemory(module=module.eval())
     teacher = trace(adapter.load(), adapter.example(), call=adapter.call, dynamic=adapter.dynamic())
     ctx = PassContext(
-        model=adapter, reference=teacher, sampling=recipe.sampling, calibration=recipe.calibration, catalog=known,
+        model=adapter, reference=teacher, sampling=Sampling(), calibration=UniformSteps(), catalog=catalog(),
         memory_budget=bytes_of(options.budget), scratch=Path(temporary_folder()),
     )  # fmt: skip
     graph = Assign(weight="int4 channel", input="int8 tensor").run(teacher, ctx).graph
     fit_weights(graph, Mse(), ctx)
-    samples = ctx.get(recipe.calibration, graph)
-    samples = samples.take(torch.arange(options.rows))
+    samples = Samples(inputs=(torch.randn(options.rows, 3, 32, 32), torch.randint(0, 1000, (options.rows,))))
     if how == "plain":
         return peak_rise(lambda: plain(graph, samples, options.iterations), CPU)
     objective = Objective(iterations=options.iterations, settle=False)

@@ -17,7 +17,7 @@ from typing import Any
 
 import attrs
 import torch
-from plain_loop import Plain, error
+from plain_loop import Grid, Plain, error
 from qpass_passes.assign import Assign
 from qpass_passes.fitting import fit_weights
 from qpass_passes.quantizers.mse import Mse
@@ -78,21 +78,23 @@ def split(count: int) -> tuple[Tensor, Tensor]:
     return order[:apart], order[apart:]
 
 
-def scales_of(graph: GraphModule, block: Block) -> dict[str, Tensor]:
-    """Of the block's weights, by layer, shaped to them."""
+def grids_of(graph: GraphModule, block: Block) -> dict[str, Grid]:
+    """Of the block's weights, by layer; scales are shaped to them."""
     soft = SoftBlock(graph, block, weights=True, steps=False)
-    return {home.removesuffix(".weight_q"): one.scale for home, one in soft.layers.items()}
+    return {
+        home.removesuffix(".weight_q"): Grid(one.scale, int(one.low), int(one.high))
+        for home, one in soft.layers.items()
+    }
 
 
 def plain(graph: GraphModule, block: Block, streams: Streams, iterations: int) -> tuple[float, float]:
     """The loop's loss and seconds."""
-    scales = scales_of(graph, block)
     every = torch.arange(len(streams.samples))
     inputs = [streams.read_rounded(node, every) for node in block.inputs]
     target = streams.read_full(block.outputs[0], every)
     held, train = split(len(every))
     torch.manual_seed(SEED)
-    loop = Plain(copy.deepcopy(block_module(graph, block)), list(scales), scales)
+    loop = Plain(copy.deepcopy(block_module(graph, block)), grids_of(graph, block))
     seconds = loop.learn([x[train] for x in inputs], target[train], iterations, 32)
     with torch.no_grad():
         return float(error(loop.run([x[held] for x in inputs], True), target[held])), seconds
@@ -110,6 +112,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=5120)
     parser.add_argument("--iterations", type=int, default=20_000, help="of the plain loop")
     parser.add_argument("--models", nargs="*", default=list(BLOCKS))
+    parser.add_argument(
+        "--loop", nargs=2, type=float, metavar=("LOSS", "SECONDS"), help="of the plain loop, where it ran before"
+    )
     options = parser.parse_args()
     print(f"{torch.get_num_threads()} threads, {options.rows} rows\n")
     print("| model | block | how | iterations | loss | seconds | times sooner |", flush=True)
@@ -121,7 +126,7 @@ def main() -> None:
             told = f"{loss:.5g} | {seconds:.1f} | {base / seconds:.1f}"
             print(f"| {name} | {BLOCKS[name]} | {how} | {iterations} | {loss and told} |", flush=True)
 
-        wanted, base = plain(graph, block, streams, options.iterations)
+        wanted, base = options.loop or plain(graph, block, streams, options.iterations)
         row("plain loop", options.iterations, wanted, base, base)
         best = Objective(**OURS)
         variants = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import attrs
@@ -33,6 +34,14 @@ class Finished:
             device=torch.device("cpu"),
         )  # fmt: skip
         return last.after.clamp(-1, 1) * 127.5
+
+
+def asked(about: str | None) -> argparse.Namespace:
+    """What the command line says: `runs`, folders, and how many `images` to draw of each."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, with recipe.toml and artifact")
+    parser.add_argument("--images", type=int, default=64)
+    return parser.parse_args()
 
 
 def opened(folder: Path) -> Finished:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,15 +11,23 @@ from torch.func import functional_call
 from torch.fx import GraphModule
 
 
+class Grid(NamedTuple):
+    """What a weight is rounded to: multiples of its scale, from the lowest code to the highest."""
+
+    scale: Tensor
+    low: int
+    high: int
+
+
 class Plain:
     """AdaRound's soft rounding of a block's layers, as its equations 21 to 25 read."""
 
-    def __init__(self, block: GraphModule, names: list[str], scales: dict[str, Tensor]) -> None:
-        self.block, self.scales = block, scales
-        self.weights = {n: block.get_submodule(n).weight.detach() for n in names}
+    def __init__(self, block: GraphModule, grids: dict[str, Grid]) -> None:
+        self.block, self.grids = block, grids
+        self.weights = {n: block.get_submodule(n).weight.detach() for n in grids}
         self.v = {}
         for n, w in self.weights.items():
-            rest = w / scales[n] - torch.floor(w / scales[n])
+            rest = w / grids[n].scale - torch.floor(w / grids[n].scale)
             self.v[n] = (-torch.log(1.2 / (rest + 0.1) - 1)).requires_grad_()
 
     def h(self, n: str) -> Tensor:
@@ -27,8 +36,8 @@ class Plain:
     def run(self, inputs: list[Tensor], hard: bool) -> Tensor:
         made = {}
         for n, w in self.weights.items():
-            up = (self.v[n] >= 0).float() if hard else self.h(n)
-            made[f"{n}.weight"] = self.scales[n] * torch.clamp(torch.floor(w / self.scales[n]) + up, -8, 7)
+            up, grid = (self.v[n] >= 0).float() if hard else self.h(n), self.grids[n]
+            made[f"{n}.weight"] = grid.scale * torch.clamp(torch.floor(w / grid.scale) + up, grid.low, grid.high)
         output: Tensor = functional_call(self.block, made, tuple(inputs))[0]
         return output
 
