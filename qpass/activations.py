@@ -15,6 +15,7 @@ from qpass.progress import Progress
 
 LIVE = 4  # tensors of the largest size that a model holds at a time
 LEAST = 1 << 28  # bytes for these, however small the budget
+FEW = 2  # rows that show how large tensors are
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -91,6 +92,18 @@ def _run(graph: GraphModule, nodes: Sequence[Node], inputs: tuple[Tensor, ...]) 
 
 
 @torch.no_grad()
+def widest_row(graph: GraphModule, samples: Samples, device: torch.device) -> int:
+    """Bytes of the largest tensor that one row meets on its way through the graph."""
+    few = min(FEW, len(samples))
+    return _run(graph, (), next(samples.batches(few, device))).largest // few
+
+
+def rows_within(budget: int, row: int, most: int) -> int:
+    """How many rows may pass at a time, where the largest tensor on the way takes `row` bytes for each."""
+    return min(most, max(1, max(budget, LEAST) // (LIVE * (row + 1))))
+
+
+@torch.no_grad()
 def record(
     graph: GraphModule,
     nodes: Sequence[Node],
@@ -108,9 +121,9 @@ def record(
     """
     if not nodes:
         return
-    few = min(2, len(samples))
+    few = min(FEW, len(samples))
     probe = _run(graph, nodes, next(samples.batches(few, device)))
-    batch = min(batch, max(1, max(budget, LEAST) // (LIVE * (probe.largest // few + 1))))
+    batch = rows_within(budget, probe.largest // few, batch)
     # what one value of each node takes over all samples
     sizes = {n: probe.kept[n].nbytes // few * len(samples) for n in nodes}
     groups: list[list[Node]] = [[]]

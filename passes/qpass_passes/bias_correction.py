@@ -47,7 +47,7 @@ class BiasCorrection(FittingOptions, Pass):
         self.fit_missing(graph, ctx, self.name, inputs=True)
         samples = choose_rows(ctx.get(ctx.calibration, graph), self.rows, ctx.seed)
         odd = peculiar(graph, samples, ctx.device)
-        cut = chain(graph, cut_into(graph, "layer"), samples, ctx.device)
+        cut = chain(graph, cut_into(graph, "layer"), samples, ctx.device, budget=ctx.memory_budget)
         rounded = {slot.node for slot in slots(graph)}
         calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
         moved: dict[str, Tensor] = {}

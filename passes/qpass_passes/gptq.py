@@ -20,7 +20,7 @@ from qpass_passes.peculiar import peculiar
 from qpass_passes.reconstruction.chain import chain, cut_into
 from qpass_passes.reconstruction.rows import runs, scratch_pool
 from qpass_passes.reconstruction.soft import SoftBlock, SoftLayer
-from qpass_passes.reconstruction.streams import FORWARD, Streams
+from qpass_passes.reconstruction.streams import Streams
 
 WIDTH = 128  # columns that are finished together before the rest is brought up to date
 
@@ -60,7 +60,7 @@ class Gptq(FittingOptions, Pass):
         self.fit_missing(graph, ctx, self.name, inputs=self.activations)
         samples = choose_rows(ctx.get(ctx.calibration, graph), self.rows, ctx.seed)
         odd = peculiar(graph, samples, ctx.device)
-        cut = chain(graph, cut_into(graph, "layer"), samples, ctx.device)
+        cut = chain(graph, cut_into(graph, "layer"), samples, ctx.device, budget=ctx.memory_budget)
         moved: dict[str, float] = {}
         left: list[str] = []
         with scratch_pool(ctx) as pool, ctx.progress.task("gptq", len(cut.blocks)) as task:
@@ -120,7 +120,7 @@ def hessian(soft: SoftBlock, one: SoftLayer, streams: Streams) -> Tensor:
         total[:] = [2 * x.T @ x + (total[0] if total else 0)]
 
     handle = one.register_forward_pre_hook(add)
-    for index in runs(len(streams.samples), FORWARD):
+    for index in runs(len(streams.samples), streams.cut.forward):
         inputs = [streams.read_rounded(node, index) for node in soft.block.inputs]
         soft(streams.samples.t[index].to(streams.device), *inputs)
     handle.remove()

@@ -14,6 +14,7 @@ from finished import Finished, asked, opened, psnr
 from torch import Tensor
 
 from qpass.sampling import Sampling, make_scheduler
+from qpass.sampling.ddim import predicted
 from qpass.sampling.loop import Denoise
 
 
@@ -30,8 +31,7 @@ def drawn(run: Finished, denoise: Denoise, sampling: Sampling, images: int) -> t
     found = run.drawn(watched, sampling, stream="clipping", images=images)
     scheduler = make_scheduler(sampling, run.recipe.model.sampler().scheduler_config)
     a = scheduler.alphas_cumprod[int(scheduler.timesteps[0])]
-    x, e = outputs
-    x0 = (x - (1 - a).sqrt() * e) / a.sqrt()
+    x0, _ = predicted(scheduler.config.prediction_type, outputs[1], outputs[0], a)
     return found, float((x0.abs() > 1).float().mean())
 
 

@@ -59,7 +59,7 @@ def prepared(model: str, rows: int) -> tuple[GraphModule, Block, Streams]:
         samples = ctx.get(recipe.calibration, graph)
     samples = samples.take(torch.arange(min(rows, len(samples))))
     graph.requires_grad_(False)
-    cut = chain(graph, cut_into(graph, "block"), samples, ctx.device)
+    cut = chain(graph, cut_into(graph, "block"), samples, ctx.device, budget=16 << 30)
     streams = Streams(graph, cut, samples, Pool(16 << 30, Path()), ctx.device)
     for block, gone in zip(cut.blocks, cut.dies, strict=True):
         streams.advance_full(block, block_module(graph, block))

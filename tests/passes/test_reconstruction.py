@@ -34,7 +34,7 @@ def test_the_chain_runs_on_what_it_keeps(context, unit):
     """Dropping each tensor where the chain says it dies, the last output is the model's."""
     graph = prepared(context)
     samples = context.get(context.calibration, graph)
-    cut = chain(graph, cut_into(graph, unit), samples, context.device)
+    cut = chain(graph, cut_into(graph, unit), samples, context.device, budget=context.memory_budget)
     inputs = tuple(part[:3] for part in samples.inputs)
     given = list(graph.graph.find_nodes(op="placeholder"))
     live = dict(zip(given, inputs, strict=True))
@@ -138,7 +138,7 @@ def test_soft_rounding_starts_at_the_weights(context):
     graph = prepared(context)
     fit_weights(graph, Mse(), context)
     samples = context.get(context.calibration, graph)
-    cut = chain(graph, cut_into(graph, "block"), samples, context.device)
+    cut = chain(graph, cut_into(graph, "block"), samples, context.device, budget=context.memory_budget)
     live = dict(zip(graph.graph.find_nodes(op="placeholder"), samples.inputs, strict=True))
     inside = 0
     with torch.no_grad():
@@ -189,7 +189,7 @@ def test_step_sizes_stay_positive(context):
     fit_weights(graph, Mse(), context)
     fit_inputs(graph, Mse(), 32, context)
     samples = context.get(context.calibration, graph)
-    cut = chain(graph, cut_into(graph, "block"), samples, context.device)
+    cut = chain(graph, cut_into(graph, "block"), samples, context.device, budget=context.memory_budget)
     streams = Streams(graph, cut, samples, Pool(10**9, context.scratch), context.device)
     block = cut.blocks[0]
     soft = SoftBlock(graph, block, weights=False, steps=True)

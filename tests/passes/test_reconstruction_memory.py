@@ -17,8 +17,10 @@ from qpass_passes.fitting import fit_weights
 from qpass_passes.qdrop import QDrop
 from qpass_passes.quantizers.mse import Mse
 from qpass_passes.reconstruction import Objective, Reconstruction
-from qpass_passes.reconstruction.chain import chain, cut_into
+from qpass_passes.reconstruction.chain import FORWARD, chain, cut_into
 from qpass_passes.reconstruction.probe import probe
+from qpass_passes.reconstruction.streams import Streams
+from torch.fx import Interpreter
 
 from qpass.activations import Samples
 from qpass.errors import QpassError
@@ -123,7 +125,7 @@ def test_trying_changes_nothing(context):
     objective = Objective(drop=0.5, mix=0.5, batch=8)
     whole = Reconstruction(graph=graph, samples=samples, objective=objective, ctx=context, key="none")
     work = whole.work(parts)
-    cut = chain(graph, parts[: len(work)], samples, context.device)
+    cut = chain(graph, parts[: len(work)], samples, context.device, budget=context.memory_budget)
     costs = probe(graph, cut, work, samples, objective, context.device)
     assert torch.equal(torch.get_rng_state(), state)
     assert graph.state_dict().keys() == before.keys()
@@ -132,6 +134,48 @@ def test_trying_changes_nothing(context):
     assert all(
         cost.row > 0 and (cost.iteration > 0) == bool(targets) for cost, targets in zip(costs, work, strict=True)
     )
+
+
+def learned(context, budget, scratch):
+    """What the engine says of every block under a budget, and the most rows that it had in hand at once."""
+    graph = prepared(context)
+    samples = context.get(context.calibration, graph)
+    most = 0
+
+    def counted(self, given, kept, node, index, read=Streams._read):
+        nonlocal most
+        most = max(most, len(index))
+        return read(self, given, kept, node, index)
+
+    ctx = attrs.evolve(context, memory_budget=budget, scratch=scratch)
+    engine = Reconstruction(
+        graph=graph, samples=samples, objective=Objective(iterations=3, batch=4), ctx=ctx, key="wide"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Streams, "_read", counted)
+        return engine.run(), most
+
+
+def test_large_tensors_pass_in_small_batches(context, tmp_path, monkeypatch):
+    """Five rows at a time, where a budget's half has room for four times the largest tensor of five: same losses."""
+    usual, most = learned(context, 1 << 32, tmp_path / "usual")
+    assert most == FORWARD
+    monkeypatch.setattr("qpass.activations.LEAST", 0)
+    samples = context.get(context.calibration, context.reference)
+    widest = 0
+
+    class Watch(Interpreter):
+        def run_node(self, n):
+            nonlocal widest
+            value = super().run_node(n)
+            widest = max(widest, value.nbytes if isinstance(value, torch.Tensor) else 0)
+            return value
+
+    Watch(context.reference).run(*next(samples.batches(1, context.device)))
+    narrow, most = learned(context, 2 * 4 * 5 * (widest + 1), tmp_path / "narrow")
+    assert most == 5
+    for ours, theirs in zip(narrow, usual, strict=True):
+        assert ours.after == pytest.approx(theirs.after, rel=1e-2)  # rows on disk are fp16
 
 
 # One pass in a process of its own; bytes by which its peak exceeds what was in use once the model was traced.

@@ -68,7 +68,7 @@ def test_the_chain_keeps_every_row(windows, budget, tmp_path):
     graph = Assign(weight="int4 channel", input="float").run(copy.deepcopy(windows.reference), windows).graph
     fit_weights(graph, Mse(), windows)
     samples = windows.get(windows.calibration, graph)
-    cut = chain(graph, cut_into(graph, "layer"), samples, windows.device)
+    cut = chain(graph, cut_into(graph, "layer"), samples, windows.device, budget=1 << 32)
     assert sorted(shape.per for shape in cut.shapes.values())[-1] == 4
     streams = Streams(graph, cut, samples, Pool(budget, tmp_path), windows.device)
     for block in cut.blocks:

@@ -15,7 +15,7 @@ from qpass.progress import Task
 from qpass_passes.reconstruction.gradients import press, random_mask
 from qpass_passes.reconstruction.objective import Objective, distance
 from qpass_passes.reconstruction.soft import SoftBlock
-from qpass_passes.reconstruction.streams import FORWARD, Data
+from qpass_passes.reconstruction.streams import Data
 from qpass_passes.soft_rounding import annealed
 
 HELD_OUT = 128  # rows, at most, on which a block's loss is measured and which it does not learn from
@@ -65,7 +65,7 @@ def reconstruct(
         soft.eval()
         soft.set(soft=False, activations=objective.activations, drop=0.0)
         total = 0.0
-        for index in torch.split(held.sort().values, FORWARD):
+        for index in torch.split(held.sort().values, data.forward):
             inputs = [data.rounded(node, index) for node in soft.block.inputs]
             total += float(loss_of(index, inputs, soft)) * len(index)
         return total / len(held)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from qpass.activations import Samples
+from qpass.activations import Samples, rows_within, widest_row
 from qpass.graph import Block, block_module, blocks, blocks_ending_at
 from qpass.slots import slots, spec_of
 from qpass_passes.reconstruction.objective import Unit
 from qpass_passes.reconstruction.rows import file_bytes
 
+FORWARD = 32  # rows in each batch that is only computed, not learned from
 PROBE = (2, 3)  # batch sizes that tell apart tensors with rows from those that are the same for all
 
 
@@ -58,6 +59,7 @@ class Chain:
     dies: tuple[tuple[Node, ...], ...]
     shapes: Mapping[Node, Shape]
     differs: frozenset[Node]  # tensors that rounding changes, so that both models' are kept
+    forward: int  # rows in a batch that is only computed: fewer than usual where sequences or images are large
 
     def peaks(self, count: int, budget: int) -> tuple[int, int]:
         """The most bytes that so many rows of the live tensors take at once, in memory and on disk.
@@ -95,11 +97,18 @@ def cut_into(graph: GraphModule, unit: Unit) -> tuple[Block, ...]:
 
 
 def chain(
-    graph: GraphModule, cut: tuple[Block, ...], samples: Samples, device: torch.device, aims: Samples | None = None
+    graph: GraphModule,
+    cut: tuple[Block, ...],
+    samples: Samples,
+    device: torch.device,
+    aims: Samples | None = None,
+    *,
+    budget: int,
 ) -> Chain:
     """The blocks, once a few of the rows have shown every tensor that crosses a cut.
 
     Where full precision has other rows, its `aims`, all that follows from what is not the same in both differs too.
+    Batches that pass keep within half of `budget`, in bytes; the other half is for the rows themselves.
     """
     given = zip(graph.graph.find_nodes(op="placeholder"), samples.inputs, (aims or samples).inputs, strict=True)
     apart = [node for node, ours, theirs in given if ours is not theirs and not torch.equal(ours, theirs)]
@@ -108,6 +117,7 @@ def chain(
         dies=_deaths(graph, cut),
         shapes=_shapes(graph, cut, samples, device),
         differs=_differing(cut, apart),
+        forward=rows_within(budget // 2, widest_row(graph, samples, device), FORWARD),
     )
 
 

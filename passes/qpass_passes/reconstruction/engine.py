@@ -29,7 +29,7 @@ from qpass.memory import return_freed_memory
 from qpass.progress import Task, peak_memory_mb, span
 from qpass.slots import write_params
 from qpass_passes.reconstruction.block import Trace, reconstruct
-from qpass_passes.reconstruction.chain import Chain, chain, cut_into
+from qpass_passes.reconstruction.chain import FORWARD, Chain, chain, cut_into
 from qpass_passes.reconstruction.fisher import fisher
 from qpass_passes.reconstruction.objective import Objective
 from qpass_passes.reconstruction.probe import Cost, probe
@@ -71,7 +71,7 @@ class Reconstruction:
                 "calibration.samples"
             )
         parts = parts[: len(work)]
-        cut = chain(self.graph, parts, self.samples, ctx.device, self.aims)
+        cut = chain(self.graph, parts, self.samples, ctx.device, self.aims, budget=ctx.memory_budget)
         return_freed_memory()
         costs = probe(self.graph, cut, work, self.samples, objective, ctx.device)
         pool = scratch_pool(ctx, max(cost.memory for cost in costs))
@@ -91,9 +91,10 @@ class Reconstruction:
         return traces
 
     def _folder(self, cut: Chain, pool: Pool) -> Path:
-        """Where finished blocks are kept. Rows on disk are fp16, so with these the budget too has its part in them."""
+        """Where finished blocks are kept. Rows on disk are fp16, and small batches round in their own way: with
+        either, the budget too has its part in them."""
         _, disk = cut.peaks(len(self.samples), pool.budget)
-        name = f"{self.key}-{pool.budget}" if disk else self.key
+        name = f"{self.key}-{pool.budget}" if disk or cut.forward < FORWARD else self.key
         return self.ctx.scratch / "reconstruction" / name
 
     def _tell(

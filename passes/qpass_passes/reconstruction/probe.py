@@ -18,7 +18,7 @@ from qpass_passes.reconstruction.block import reconstruct
 from qpass_passes.reconstruction.chain import Chain
 from qpass_passes.reconstruction.objective import Objective
 from qpass_passes.reconstruction.soft import SoftBlock, softened
-from qpass_passes.reconstruction.streams import FORWARD, Data
+from qpass_passes.reconstruction.streams import Data
 
 TRIES = 3  # iterations: the first is slower than all that follow
 PER_WEIGHT = (
@@ -62,7 +62,7 @@ def probe(
         row = (time.monotonic() - started) / count
         live.update(zip(block.outputs, made, strict=True))
         largest = max((value.nbytes for value in (*inputs, *made)), default=0)
-        cost = Cost(row=row, memory=TEMPORARY * largest * FORWARD // count)
+        cost = Cost(row=row, memory=TEMPORARY * largest * cut.forward // count)
         if targets:
             soft = softened(graph, block, objective).to(device)
             kind = _kind(block, soft, inputs)
@@ -87,7 +87,7 @@ def _data(live: Mapping[Node, Tensor], cut: Chain, t: Tensor, device: torch.devi
         shape = cut.shapes[node]
         return shape.as_given(shape.by_row(live[node])[index.to(device)]) if shape.rows else live[node]
 
-    return Data(t=t, full=read, rounded=read, target=read, count=len(t), device=device)
+    return Data(t=t, full=read, rounded=read, target=read, count=len(t), forward=cut.forward, device=device)
 
 
 def _try(soft: SoftBlock, data: Data, objective: Objective, targets: tuple[int, ...]) -> Cost:
@@ -98,7 +98,7 @@ def _try(soft: SoftBlock, data: Data, objective: Objective, targets: tuple[int, 
     rows = min(objective.batch, data.count)
     learned = sum(one.v.numel() for one in soft.roundings())
     learning = watch.saved + TEMPORARY * watch.largest + PER_WEIGHT * learned
-    passing = TEMPORARY * watch.widest * FORWARD // rows
+    passing = TEMPORARY * watch.widest * data.forward // rows
     times = [b - a for a, b in zip(watch.times, watch.times[1:], strict=False)]
     return Cost(iteration=min(times), memory=max(learning, passing))
 

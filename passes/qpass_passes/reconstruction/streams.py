@@ -15,7 +15,6 @@ from qpass_passes.reconstruction.chain import Chain
 from qpass_passes.reconstruction.rows import Pool, Rows, runs
 from qpass_passes.reconstruction.soft import SoftBlock
 
-FORWARD = 32  # rows in each batch that is only computed, not learned from
 Read = Callable[[Node, Tensor], Tensor]
 Given = Mapping[Node, tuple[Tensor, bool]]  # each input of the graph, and whether it is one for all rows
 
@@ -29,6 +28,7 @@ class Data:
     rounded: Read
     target: Read
     count: int
+    forward: int  # rows in a batch that is only computed
     device: torch.device
     weights: Mapping[Node, Tensor] = attrs.field(factory=dict)  # of the error of outputs, where not all 1
 
@@ -53,7 +53,7 @@ class Streams:
         """What the block that comes next learns from."""
         return Data(
             t=self.samples.t, full=self.read_full, rounded=self.read_rounded, target=self.read_full,
-            count=len(self.samples), device=self.device,
+            count=len(self.samples), forward=self.cut.forward, device=self.device,
         )  # fmt: skip
 
     def read_full(self, node: Node, index: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class Streams:
             shape = self.cut.shapes[node]
             if shape.rows:
                 kept[node] = self.pool.rows(len(self.samples), shape.like, shape.largest)
-        for index in runs(len(self.samples), FORWARD):
+        for index in runs(len(self.samples), self.cut.forward):
             for node, value in zip(block.outputs, run(index), strict=True):
                 if node in wanted:
                     place = kept.get(node)
@@ -112,13 +112,13 @@ class Streams:
         Returns by how much. A tensor that rounding does not change is left as it is.
         """
         total, count = torch.zeros(()), len(self.samples)
-        for index in runs(count, FORWARD):
+        for index in runs(count, self.cut.forward):
             apart = self.read_full(node, index).double() - self.read_rounded(node, index).double()
             total = total + apart.movedim(axis, 0).flatten(1).mean(1) * (len(index) / count)
         shift = total.float()
         kept = self.rounded.get(node)
         if isinstance(kept, Rows):
-            for index in runs(count, FORWARD):
+            for index in runs(count, self.cut.forward):
                 rounded = self.read_rounded(node, index)
                 shape = [1] * rounded.dim()
                 shape[axis] = -1
