@@ -115,6 +115,12 @@ class ModelAdapter(ABC):
                     x = moment.after
                     task.advance(len(indices))
                 assert x is not None  # a sampling has at least one step
+                if not x.isfinite().all():
+                    raise ModelError(
+                        f"images {indices[0]} to {indices[-1]} end as NaN or infinities: the model's outputs outgrow "
+                        "their number format on the way; take a wider one (model.dtype, sampling.precision), or more "
+                        "bits where they arise"
+                    )
                 yield sampler.decode(x).cpu()
 
 

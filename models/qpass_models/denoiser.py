@@ -17,14 +17,18 @@ from qpass.sampling import Sampler, Sampling, to_uint8
 from qpass_models import signatures
 from qpass_models.conditions import FROM_TEXT, KNOWN, UNBATCHED, Conditioner
 from qpass_models.examples import example, image_size
-from qpass_models.held import on
 from qpass_models.text import TextEncoders, needs_transformers
 
 FLUX = "FluxTransformer2DModel"
+_VECTORS = ("identity", "projection", "simple_projection")  # kinds of class embedding that are no table
 
 
+@attrs.frozen(kw_only=True)
 class Denoiser(ModelAdapter):
     """An adapter of one of the classes in the table of signatures, wherever it lies."""
+
+    # what is needed to sample, such as text encoders, made when first asked for
+    _parts: dict[str, Any] = attrs.field(init=False, factory=dict, eq=False, repr=False)
 
     @property
     @abstractmethod
@@ -66,6 +70,11 @@ class Denoiser(ModelAdapter):
         """The table of class embeddings that a text model is conditioned on in place of text, if there is one."""
         return None
 
+    def _part(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self._parts:
+            self._parts[name] = make()
+        return self._parts[name]
+
     @property
     def _signature(self) -> signatures.Signature:
         return signatures.signature(self.class_name, self.architecture, optional=self.optional_inputs)
@@ -97,7 +106,7 @@ class Denoiser(ModelAdapter):
 
     def config(self) -> Mapping[str, Any]:
         """The diffusers configuration."""
-        return {k: v for k, v in self.architecture.items() if not k.startswith("_name")}
+        return {"_class_name": self.class_name, **public(self.architecture)}
 
     def signature(self) -> Mapping[str, Any]:
         """How the class is called."""
@@ -110,6 +119,14 @@ class Denoiser(ModelAdapter):
     def cannot_sample(self) -> str | None:
         """Text needs its encoders; a lone component needs a noise schedule; latents need a decoder."""
         inputs = self._signature.inputs[2:]
+        if (kind := self.architecture.get("class_embed_type")) in _VECTORS:
+            return f"its class_embed_type is {kind!r}, which takes vectors, and qpass gives numbers of classes"
+        taken, given = (self.architecture.get(name) for name in ("in_channels", "out_channels"))
+        if taken and given and given not in (taken, 2 * taken):
+            return (
+                f"it takes {taken} channels and gives {given}: part of its input is an image or a mask of its own, and "
+                "qpass does not know what to give"
+            )
         if unknown := [key for key in inputs if key not in KNOWN]:
             return f"{self.class_name} also takes {', '.join(unknown)}, and qpass does not know what to give"
         text = [key for key in inputs if key in FROM_TEXT]
@@ -125,6 +142,8 @@ class Denoiser(ModelAdapter):
                 "the model comes without a noise schedule; give the whole pipeline, or "
                 'model.scheduler = {beta_schedule = "linear"}'
             )
+        if self.decoder() is None and taken in (1, 2):
+            return f"its images have {taken} channels, and qpass draws, keeps and compares images of 3"
         if self.decoder() is None and self.architecture.get("out_channels", 3) not in (3, 6):
             return "its outputs are latents and no autoencoder lies beside it; give the whole pipeline"
         if self._size() is None:
@@ -185,22 +204,9 @@ def _unpacked(grid: tuple[int, int], draw: Callable[[Tensor], Tensor], x: Tensor
     return draw(x.reshape(len(x), -1, 2 * rows, 2 * columns))
 
 
-def pixel_scale(autoencoder: Mapping[str, Any]) -> int:
-    """How often an autoencoder of that configuration halves an image, as a factor.
-
-    >>> pixel_scale({"block_out_channels": [128, 256, 512, 512]})
-    8
-    """
-    return int(2 ** (len(autoencoder.get("block_out_channels") or [0]) - 1))
-
-
-@torch.no_grad()
-def decode(module: Any, latents: Tensor) -> Tensor:
-    """Latents to uint8 images with a diffusers autoencoder, which stays where it is; undoes its scaling first."""
-    scale = module.config.get("scaling_factor") or 1.0
-    shift = module.config.get("shift_factor") or 0.0
-    autoencoder = on(module, latents.device)
-    return to_uint8(autoencoder.decode(latents.to(autoencoder.dtype) / scale + shift).sample)
+def public(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without diffusers' own notes: versions, paths, and defaults in an order that changes."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def diffusers_class(name: str) -> Any:

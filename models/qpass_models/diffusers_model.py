@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from qpass.errors import ModelError
+from qpass_models.autoencoder import Decoder, pixel_scale
 from qpass_models.class_embedder import ClassEmbedder, read_table
-from qpass_models.denoiser import Denoiser, decode, diffusers_class, pixel_scale
+from qpass_models.denoiser import Denoiser, diffusers_class
 from qpass_models.diffusers_folder import Folder, download, find, read_json
 from qpass_models.text import TextEncoders, known, load_encoders
 
@@ -48,8 +49,6 @@ class DiffusersModel(Denoiser):
         validator=attrs.validators.in_(tuple(_DTYPES)),
         metadata={"help": "number format of what stays in floating point"},
     )
-    # what was read from the folder for sampling, once for all that sample
-    _parts: dict[str, Any] = attrs.field(init=False, factory=dict, eq=False, repr=False)
 
     def folder(self) -> Folder:
         """Where the denoiser lies on disk."""
@@ -114,12 +113,6 @@ class DiffusersModel(Denoiser):
         path = self.folder().classes
         return self._part("classes", lambda: ClassEmbedder(lambda: read_table(path))) if path else None
 
-    def _part(self, name: str, make: Callable[[], Any]) -> Any:
-        """That part of the pipeline, made when first asked for."""
-        if name not in self._parts:
-            self._parts[name] = make()
-        return self._parts[name]
-
 
 def _defaults(name: str) -> dict[str, Any]:
     """What diffusers takes for options that a folder's configuration leaves out, as older ones do."""
@@ -127,19 +120,16 @@ def _defaults(name: str) -> dict[str, Any]:
     return {option.name: option.default for option in options if option.default is not option.empty}
 
 
-class FolderDecoder:
-    """An autoencoder in a folder, loaded when first needed."""
+class FolderDecoder(Decoder):
+    """That of an autoencoder in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._module: nn.Module | None = None
+        super().__init__(lambda: self._read(folder))
 
-    def __call__(self, latents: Tensor) -> Tensor:
-        """Latents to uint8 images."""
-        if self._module is None:
-            name = str(read_json(self.folder / "config.json").get("_class_name"))
-            self._module = _load(diffusers_class(name), self.folder, torch.float32).eval()
-        return decode(self._module.to(latents.device), latents)
+    @staticmethod
+    def _read(folder: Path) -> nn.Module:
+        name = str(read_json(folder / "config.json").get("_class_name"))
+        return _load(diffusers_class(name), folder, torch.float32).eval()
 
 
 def _load(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:

@@ -41,8 +41,32 @@ def contents(part: Any) -> Iterator[bytes]:
         said = {key: value for key, value in table.items() if not key.startswith(("_", "transformers_version"))}
         yield json.dumps(said, sort_keys=True, default=str).encode()
     if isinstance(part, nn.Module):
+        yield from _behaviour(part)
         for name, tensor in sorted(part.state_dict().items()):
             yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
             yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     elif hasattr(part, "get_vocab"):
         yield json.dumps([part.get_vocab(), part.model_max_length], sort_keys=True).encode()
+
+
+def _behaviour(module: nn.Module) -> Iterator[bytes]:
+    """What is set on modules beside their weights: FreeU's factors, adapters' scales, other attention, hooks."""
+    for name, inner in module.named_modules():
+        plain = {
+            key: value
+            for key, value in vars(inner).items()
+            if not key.startswith("_") and key != "training" and "path" not in key and _is_plain(value)
+        }
+        processor = type(getattr(inner, "processor", None)).__name__
+        hooks = len(inner._forward_hooks) + len(inner._forward_pre_hooks)
+        own = "forward" in vars(inner)
+        said = [name, type(inner).__qualname__, plain, processor, hooks, own]
+        yield json.dumps(said, sort_keys=True, default=str).encode()
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) for key in value) and all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 import math
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 from qpass.errors import ModelError
 from qpass.model import ModelAdapter
 from qpass_models import signatures
-from qpass_models.denoiser import Denoiser, decode, pixel_scale
+from qpass_models.autoencoder import Decoder, pixel_scale
+from qpass_models.denoiser import Denoiser, public
 from qpass_models.diffusers_folder import AUTOENCODERS, DENOISERS, TEXTS
 from qpass_models.held import contents, on
 from qpass_models.text import TextEncoders, known
@@ -45,7 +45,6 @@ class InMemory(Denoiser):
     pipeline: Any = attrs.field(
         default=None, metadata={"help": "what encodes prompts: the pipeline it came in", "data": False}
     )
-    _kept: list[TextEncoders] = attrs.field(init=False, factory=list, repr=False)
 
     def __attrs_post_init__(self) -> None:
         if type(self.module).__name__ not in signatures.known():
@@ -68,7 +67,7 @@ class InMemory(Denoiser):
         mask = texts and type(module).__name__ == "PixArtTransformer2DModel"
         return cls(
             module=module,
-            scheduler=_finite(thing.scheduler),
+            scheduler=_schedule(thing.scheduler),
             optional=("encoder_attention_mask",) if mask else (),
             autoencoder=coder,
             pipeline=thing if texts else None,
@@ -80,7 +79,7 @@ class InMemory(Denoiser):
 
     @property
     def architecture(self) -> Mapping[str, Any]:
-        return {"_class_name": self.class_name, **dict(self.module.config)}
+        return {"_class_name": self.class_name, **public(self.module.config)}
 
     @property
     def optional_inputs(self) -> tuple[str, ...]:
@@ -117,9 +116,8 @@ class InMemory(Denoiser):
         encoders = [getattr(self.pipeline, name, None) for name in TEXTS[:3]]
         if all(encoder is None for encoder in encoders):
             return None
-        if not self._kept:
-            self._kept.append(TextEncoders(lambda: self.pipeline))
-        return self._kept[0]
+        texts: TextEncoders = self._part("texts", lambda: TextEncoders(lambda: self.pipeline))
+        return texts
 
     def decoder(self) -> Callable[[Tensor], Tensor] | None:
         """The pipeline's autoencoder."""
@@ -127,15 +125,16 @@ class InMemory(Denoiser):
             return None
         if not hasattr(self.autoencoder, "decode"):
             raise ModelError(f"autoencoder must be a diffusers autoencoder, not {type(self.autoencoder).__name__}")
-        return functools.partial(decode, self.autoencoder)
+        made: Decoder = self._part("decoder", lambda: Decoder(lambda: self.autoencoder))
+        return made
 
 
-def _finite(scheduler: Any) -> dict[str, Any]:
+def _schedule(scheduler: Any) -> dict[str, Any]:
     """A scheduler's configuration without infinite defaults, which no artifact can hold and diffusers puts back."""
     options = inspect.signature(type(scheduler).__init__).parameters
-    return {
+    return {"_class_name": type(scheduler).__name__} | {
         key: value
-        for key, value in scheduler.config.items()
+        for key, value in public(scheduler.config).items()
         if not (
             isinstance(value, float) and math.isinf(value) and key in options and options[key].default == value
         )

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from qpass.errors import ModelError, did_you_mean
-from qpass_models.examples import example
+from qpass_models.examples import example, image_size
 
 Config = Mapping[str, Any]
 
@@ -20,7 +20,8 @@ class Signature:
     """How one class, in one configuration, is called. `attrs.asdict` of it is JSON.
 
     `inputs` are dotted keyword paths in denoise order `(x, t, *cond)`; `dynamic` are the dimensions of each
-    that may differ from call to call; `parameters` is the positional order of the class's own `forward`.
+    that may differ from call to call; `parameters` is the positional order of the class's own `forward`. Where height
+    and width may not differ they are `size`; where they may, they are multiples of `multiple`.
     """
 
     class_name: str
@@ -28,6 +29,8 @@ class Signature:
     dynamic: tuple[tuple[int, ...], ...]
     parameters: tuple[str, ...]
     output: str = "sample"
+    size: tuple[int, int] | None = None
+    multiple: int = 1
 
 
 @attrs.frozen(kw_only=True)
@@ -39,6 +42,7 @@ class _Class:
     optional: tuple[str, ...] = ()
     parameters: tuple[str, ...]
     resizable: bool = False  # dims 2 and 3 of x may change
+    tokens: bool = False  # x is a row of patches, whose number may change
 
 
 def _wants(*fields: str) -> Callable[[Config], bool]:
@@ -104,6 +108,7 @@ _TABLE: dict[str, _Class] = {
         ),
     ),
     "FluxTransformer2DModel": _Class(
+        tokens=True,
         inputs=(
             "hidden_states", "timestep", "encoder_hidden_states", "pooled_projections", "img_ids", "txt_ids",
         ),
@@ -121,7 +126,7 @@ _DYNAMIC: dict[str, tuple[int, ...]] = {
     "encoder_hidden_states": (0, 1),
     "encoder_attention_mask": (0, 1),
     "txt_ids": (0,),
-    "img_ids": (),
+    "img_ids": (0,),
 }
 _UNKNOWN_ADDITIONS = ("text", "text_image", "image", "image_hint")
 
@@ -151,9 +156,20 @@ def signature(class_name: str, config: Config, *, optional: tuple[str, ...] = ()
         if key not in row.optional:
             raise ModelError(f"{class_name} has no optional input {key!r}; {did_you_mean(key, row.optional)}")
     inputs = row.inputs + tuple(key for key, asked in row.asked if asked(config)) + tuple(optional)
-    first = (0, 2, 3) if row.resizable else (0,)
+    first = (0, 2, 3) if row.resizable else (0, 1) if row.tokens else (0,)
     rest = tuple(_DYNAMIC.get(key, (0,)) for key in inputs[1:])
-    return Signature(class_name=class_name, inputs=inputs, dynamic=(first, *rest), parameters=row.parameters)
+    size = image_size(config)
+    halved = 2 ** max(0, len(config.get("down_block_types") or ()) - 1)
+    # a UNet that meets an odd size on its way down is traced as one that crops on its way up, and then takes any
+    whole = row.resizable and size is not None and not any(side % halved for side in size)
+    return Signature(
+        class_name=class_name,
+        inputs=inputs,
+        dynamic=(first, *rest),
+        parameters=row.parameters,
+        size=None if row.resizable or row.tokens else size,
+        multiple=halved if whole else 1,
+    )
 
 
 def call(signature: Signature, module: Any, *denoise: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -18,6 +19,8 @@ from qpass.device import select_device
 from qpass.errors import ArtifactError, did_you_mean
 from qpass.plugins import Catalog, catalog
 
+IN_DIFFUSERS = "LoadedDenoiser"
+
 
 class Config(dict[str, Any]):
     """An architecture's configuration, read by key or by attribute, as diffusers' pipelines do."""
@@ -33,6 +36,7 @@ class LoadedModel(nn.Module):
     """A quantized denoiser. `pipe.unet = qpass.load(folder)` works: same call, same config, same output.
 
     `denoise(x, t, *cond)` is the plain way to call it; t may be an int, a 0-d or (B,) tensor, integer or float.
+    Inputs of another number format are turned into the model's own, and its output back into theirs.
     """
 
     def __init__(self, artifact: Artifact) -> None:
@@ -69,8 +73,35 @@ class LoadedModel(nn.Module):
 
     def denoise(self, x: Tensor, t: Tensor | float, *cond: Tensor) -> Tensor:
         """Call the graph."""
-        output: Tensor = self.graph(x, times(t, x), *cond)
-        return output
+        inputs = (x, times(t, x), *cond)
+        if (given := x.dtype) != self.dtype:
+            inputs = tuple(value.to(self.dtype) if value.dtype == given else value for value in inputs)
+        output: Tensor = self.graph(*inputs)
+        return output.to(given)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Devices change, number formats do not: scales and what was traced around them belong to the one of old."""
+        changed = False
+
+        def moved(tensor: Tensor) -> Tensor:
+            nonlocal changed
+            result: Tensor = fn(tensor)
+            if result.dtype == tensor.dtype:
+                return result
+            changed = True
+            return tensor.to(result.device)
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        if changed:
+            warnings.warn(f"a quantized model keeps its number formats: it stays in {self.dtype}", stacklevel=3)
+        return self
+
+    def save_pretrained(self, *_: Any, **__: Any) -> None:
+        """Refused: diffusers has no format for it."""
+        raise ArtifactError(
+            "a quantized model is saved as its artifact, the folder that it was loaded from; keep that beside the "
+            "pipeline's own parts and give it as in from_pretrained(..., unet=qpass.load(folder))"
+        )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call it as the original class is called."""
@@ -78,8 +109,31 @@ class LoadedModel(nn.Module):
             return self.denoise(*args, **kwargs)
         given = arguments(self.signature, args, kwargs)
         return_dict = given.pop("return_dict", True)
-        output = self.denoise(*bind(self.signature, given))
+        inputs = bind(self.signature, given)
+        check_size(self.signature, inputs[0])
+        output = self.denoise(*inputs)
         return _output()({self.signature["output"]: output}) if return_dict else (output,)
+
+
+def as_module(artifact: Artifact) -> LoadedModel:
+    """The artifact as a module; where a diffusers class is its model, as one that pipelines take for their own."""
+    made: LoadedModel = (LoadedModel if artifact.about.get("signature") is None else _of_diffusers())(artifact)
+    return made
+
+
+@cache
+def _of_diffusers() -> Any:
+    """`LoadedModel` as a `ModelMixin`, which `from_pretrained(..., unet=...)` asks for. diffusers imports slowly."""
+    from diffusers import ModelMixin
+
+    return type(IN_DIFFUSERS, (LoadedModel, ModelMixin), {"__module__": __name__, "__doc__": LoadedModel.__doc__})
+
+
+def __getattr__(name: str) -> Any:
+    """Where pickle looks for that class."""
+    if name == IN_DIFFUSERS:
+        return _of_diffusers()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @cache
@@ -134,6 +188,19 @@ def bind(signature: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Any, .
     return tuple(bound)
 
 
+def check_size(signature: Mapping[str, Any], x: Tensor) -> None:
+    """Refuse heights and widths that the graph was not traced for, before it stumbles over them."""
+    size, multiple = signature.get("size"), signature.get("multiple", 1)
+    given = tuple(x.shape[2:])
+    told = f"{signature['class_name']} was given {' x '.join(map(str, given))}, and this artifact "
+    if size is not None and given != tuple(size):
+        raise ValueError(
+            f"{told}draws {size[0]} x {size[1]} only; quantize the model with a sample_size of {given[0]} for that"
+        )
+    if any(side % multiple for side in given):
+        raise ValueError(f"{told}takes multiples of {multiple} only; crop the image after drawing a larger one")
+
+
 def load(folder: str | Path, device: str | torch.device = "cpu", known: Catalog | None = None) -> LoadedModel:
     """The quantized model in an artifact's folder, or in the folder of the run that made it."""
     path, where = Path(folder), select_device(str(device))
@@ -141,5 +208,5 @@ def load(folder: str | Path, device: str | torch.device = "cpu", known: Catalog 
         path = path / "artifact"
     if not path.is_dir():
         raise ArtifactError(f"no folder {str(folder)!r}; give one that `qpass run` wrote")
-    model = LoadedModel(load_artifact(path, known or catalog()))
+    model = as_module(load_artifact(path, known or catalog()))
     return model.to(where).eval()

@@ -136,7 +136,7 @@ def identity(graph: GraphModule, ctx: PassContext) -> str:
     from qpass.artifact.folder import state
     from qpass.artifact.graph_json import graph_to_json
     from qpass.recipe.structure import to_data
-    from qpass.run.fingerprint import digest, own_code, versions
+    from qpass.run.fingerprint import digest, ops_code, own_code, versions
     from qpass.source import source_hash
 
     try:
@@ -148,7 +148,8 @@ def identity(graph: GraphModule, ctx: PassContext) -> str:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     model = {**to_data(ctx.model), "weights": ctx.model.fingerprint(), "code": own_code(ctx.model)}
-    drawn = [to_data(ctx.sampling), ctx.seed, ctx.device.type, source_hash("qpass"), versions()]
+    code = {"qpass": source_hash("qpass"), **ops_code(graph, ctx.catalog.ops)}
+    drawn = [to_data(ctx.sampling), ctx.seed, ctx.device.type, code, versions()]
     return digest([total.hexdigest(), model, drawn])
 
 

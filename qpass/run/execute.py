@@ -30,7 +30,7 @@ from qpass.recipe import Recipe, bytes_of
 from qpass.recipe.structure import to_data
 from qpass.report import render, report, to_json
 from qpass.report.data import plain
-from qpass.run.fingerprint import digest, facts, ground, own_code, stage_prints, trace_print, versions
+from qpass.run.fingerprint import digest, facts, ground, ops_code, own_code, stage_prints, trace_print, versions
 from qpass.run.folder import KeptStages, RunFolder
 from qpass.run.manifest import manifest, to_text
 from qpass.sampling import make_scheduler
@@ -198,7 +198,8 @@ Seen = Mapping[str, Mapping[str, Observation]]
 def observe(recipe: Recipe, ctx: PassContext, folder: RunFolder, base: str) -> Seen:
     """What every evaluator sees of the original, then of the artifact as it loads from disk."""
     quantized = load_artifact(folder.artifact, ctx.catalog).graph.to(ctx.device)
-    content = digest((folder.artifact / GRAPH).read_text(encoding="utf-8"))
+    written = (folder.artifact / GRAPH).read_text(encoding="utf-8")
+    content = digest([written, ops_code(quantized, ctx.catalog.ops)])
     seen: dict[str, dict[str, Observation]] = {}
     for evaluator in recipe.evaluators:
         ctx.progress.say(f"evaluate {evaluator.name}")

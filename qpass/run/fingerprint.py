@@ -8,12 +8,16 @@ import platform
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import attrs
+from torch._ops import OpOverload
+from torch.fx import GraphModule
 
 from qpass.analysis import Analysis
+from qpass.artifact.ops import Ops
 from qpass.evaluator import Evaluator
 from qpass.model import ModelAdapter
 from qpass.quantizer import Quantizer
@@ -22,7 +26,8 @@ from qpass.recipe.structure import to_data
 from qpass.report.data import plain
 from qpass.source import home, source_hash
 
-LIBRARIES = ("torch", "diffusers", "timm", "numpy", "safetensors")
+LIBRARIES = ("torch", "diffusers", "timm", "numpy", "pillow", "safetensors")
+OPTIONAL = ("transformers",)  # what encodes prompts
 _PROCESS = uuid.uuid4().hex
 
 
@@ -35,6 +40,9 @@ def digest(value: Any) -> str:
 def versions() -> dict[str, str]:
     """The versions that a result may depend on."""
     found = {name: version(name) for name in ("qpass", *LIBRARIES)}
+    for name in OPTIONAL:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
     return {"python": platform.python_version(), **found}
 
 
@@ -95,11 +103,21 @@ def own_code(plugin: Any) -> dict[str, str]:
     return found
 
 
-def _code(cls: type) -> dict[str, str]:
-    """The code version of the outermost package or module that has a file."""
-    if (named := home(cls.__module__)) is None:
+def ops_code(graph: GraphModule, ops: Ops) -> dict[str, str]:
+    """The code versions of what plugins have in a graph: it names their functions and holds none of their code."""
+    called = {node.target for node in graph.graph.nodes if node.op == "call_function"}
+    found: dict[str, str] = {}
+    for function, _ in ops.values():
+        if function in called and not isinstance(function, OpOverload):
+            found |= _code(function)
+    return found
+
+
+def _code(thing: Any) -> dict[str, str]:
+    """The code version of the outermost package or module with a file that a class or function comes from."""
+    if (named := home(thing.__module__)) is None:
         # typed at a prompt: nothing made with an earlier version of it may be taken for up to date
-        return {cls.__module__.partition(".")[0]: f"{_PROCESS}-{id(cls)}"}
+        return {thing.__module__.partition(".")[0]: f"{_PROCESS}-{id(thing)}"}
     return {named: source_hash(named)}
 
 

@@ -106,6 +106,22 @@ def _check_family(sampling: Sampling, config: Mapping[str, Any]) -> None:
             "sampling.scheduler: euler-flow is for rectified flows, and the model's noise schedule "
             f"({config.get('_class_name', 'which names no scheduler')}) is a diffusion's; take one of {known}"
         )
+    if not is_flow(config):
+        _check_betas(config)
+
+
+def _check_betas(config: Mapping[str, Any]) -> None:
+    """EDM's, consistency and variance-exploding schedules have no betas: taken for DDIM's they would draw noise."""
+    import diffusers
+
+    name = str(config.get("_class_name", ""))
+    own = inspect.signature(getattr(diffusers, name).__init__).parameters if hasattr(diffusers, name) else ()
+    if name and "beta_schedule" not in own and "beta_schedule" not in config:
+        raise RecipeError(
+            f"sampling.scheduler: the model's noise schedule ({name}) has no beta_schedule, and qpass draws with "
+            "schedules of betas and rectified flows only; give the model a schedule that fits how it was trained, as "
+            'in model.scheduler = {beta_schedule = "linear"}'
+        )
 
 
 def _changes(sampling: Sampling, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 
 import diffusers
 import pipelines
 import pytest
 import torch
+from qpass_models.diffusers_model import DiffusersModel
 from qpass_models.held import on
 from qpass_models.in_memory import InMemory
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qpass.errors import ModelError
+from qpass.sampling import Sampling, make_scheduler
 
 SCHEDULE = {"beta_schedule": "linear"}
 
@@ -82,3 +87,81 @@ def test_the_fingerprint_knows_no_path(tmp_path):
         unet = diffusers.UNet2DModel.from_pretrained(tmp_path / name)
         marks.append(InMemory(module=unet, scheduler=SCHEDULE).fingerprint())
     assert marks[0] == marks[1]
+
+
+def test_the_fingerprint_knows_what_is_set_beside_the_weights():
+    """FreeU's factors, other attention, a hook, an adapter's scale: weights and configuration stay, outputs change."""
+    pytest.importorskip("transformers")
+    pipe = pipelines.stable_diffusion()
+
+    def mark():
+        return InMemory.adopt(pipe).fingerprint()
+
+    marks = [mark()]
+    pipe.unet.train()
+    assert mark() == marks[0]
+    pipe.enable_freeu(0.9, 0.2, 1.2, 1.4)
+    marks.append(mark())
+    pipe.enable_freeu(0.9, 0.2, 1.2, 1.5)
+    marks.append(mark())
+    pipe.unet.set_attn_processor(diffusers.models.attention_processor.AttnProcessor())
+    marks.append(mark())
+    pipe.unet.conv_in.register_forward_hook(lambda module, inputs, output: 2 * output)
+    marks.append(mark())
+    assert len(set(marks)) == len(marks)
+
+
+ORDER = """
+import sys
+import diffusers
+from qpass_models.in_memory import InMemory
+pipe = diffusers.DDPMPipeline(
+    unet=diffusers.UNet2DModel(
+        sample_size=8, block_out_channels=(8, 8), norm_num_groups=4,
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+    ),
+    scheduler=diffusers.DDPMScheduler(),
+)
+adapter = InMemory.adopt(pipe)
+print(list(adapter.config()), dict(adapter.schedule()))
+"""
+
+
+def test_a_configuration_is_the_same_in_every_process():
+    """diffusers notes which options are defaults, in the order of a set: that is neither kept nor told."""
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", ORDER], env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in "12"
+    }  # fmt: skip
+    assert len(told) == 1
+    assert "_use_default_values" not in told.pop()
+
+
+def test_a_schedule_in_memory_is_that_of_its_folder(tmp_path):
+    """Options that were left at their defaults count as much as those that a folder spells out."""
+    pipe = diffusers.DDPMPipeline(unet=pipelines.denoiser("unet"), scheduler=diffusers.DDPMScheduler())
+    pipe.save_pretrained(tmp_path / "pipe")
+    for name in ("ddim", "dpm-solver++", "unipc"):
+        sampling = Sampling(scheduler=name, steps=5)
+        ours, theirs = (
+            make_scheduler(sampling, adapter.sampler().scheduler_config)
+            for adapter in (InMemory.adopt(pipe), DiffusersModel(path=str(tmp_path / "pipe")))
+        )
+        assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"in_channels": 6}, "takes 6 channels and gives 3"),
+        ({"class_embed_type": "identity"}, "class_embed_type is 'identity', which takes vectors"),
+        ({"in_channels": 1, "out_channels": 1}, "images have 1 channels"),
+    ],
+)
+def test_what_cannot_be_sampled(options, reason):
+    """It is said beforehand and by name, and quantizing without sampling goes on."""
+    adapter = InMemory(module=pipelines.denoiser("unet", **options), scheduler=SCHEDULE)
+    assert reason in adapter.cannot_sample()

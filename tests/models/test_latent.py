@@ -142,3 +142,36 @@ def test_latents_are_not_clipped():
     assert unet.sampler().scheduler_config["clip_sample"] is False
     pixels = InMemory(module=pipelines.denoiser("unet"), scheduler={"beta_schedule": "linear"})
     assert "clip_sample" not in pixels.sampler().scheduler_config
+
+
+def test_an_autoencoder_that_overflows_in_half():
+    """SDXL's: its pipeline decodes in single precision where the configuration says so, and so do we."""
+    pipe = pipelines.stable_diffusion_xl()
+    with torch.no_grad():
+        pipe.vae.post_quant_conv.weight.mul_(3e4)
+        pipe.vae.post_quant_conv.bias.mul_(3e4)
+    pipe.to(torch.float16)
+    assert pipe.vae.config.force_upcast
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    ours = InMemory.adopt(pipe).decoder()(latents)
+    assert pipe.vae.dtype == torch.float16
+    scaled = latents.half().float() / pipe.vae.config.scaling_factor
+    theirs = pipe.vae.float().decode(scaled, return_dict=False)[0]
+    close(ours.numpy(), pipe.image_processor.postprocess(theirs.detach(), output_type="np"))
+
+
+def test_latents_with_a_mean_and_deviation_of_their_own():
+    """A channel's own, as in newer autoencoders: by hand, x = z std / scale + mean."""
+    moments = {"latents_mean": [0.5, -1.0, 2.0, 0.0], "latents_std": [1.0, 2.0, 0.5, 3.0]}
+    coder = pipelines.vae(**moments)
+    draw = InMemory(module=pipelines.denoiser("ldm"), autoencoder=coder).decoder()
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    by_hand = torch.stack(
+        [
+            latents[:, c] * moments["latents_std"][c] / coder.config.scaling_factor + moments["latents_mean"][c]
+            for c in range(4)
+        ],
+        dim=1,
+    )
+    theirs = (coder.decode(by_hand).sample / 2 + 0.5).clamp(0, 1).detach().permute(0, 2, 3, 1)
+    close(draw(latents).numpy(), theirs)

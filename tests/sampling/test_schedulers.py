@@ -255,3 +255,12 @@ def test_images_do_not_depend_on_their_batch(traced, sampling):
         difference = (draw(batch) - whole).abs()
         assert difference.max() <= 1
         assert (difference > 0).float().mean() <= 1e-3
+
+
+@pytest.mark.parametrize("kind", ["EDMEuler", "EDMDPMSolverMultistep", "CMStochasticIterative", "ScoreSdeVe"])
+def test_schedules_without_betas_are_refused(kind):
+    """DDIM would take its own defaults for everything they say, and draw noise."""
+    name = f"{kind}Scheduler"
+    config = {"_class_name": name, **getattr(diffusers, name)().config}
+    with pytest.raises(RecipeError, match=rf"noise schedule \({name}\) has no beta_schedule"):
+        make_scheduler(Sampling(steps=4), config)
