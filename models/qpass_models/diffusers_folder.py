@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 
 from qpass.errors import ModelError, did_you_mean
+from qpass_models.legacy import LEGACY, modern
 from qpass_models.signatures import known
 
 DENOISERS = ("unet", "transformer")
@@ -28,8 +29,8 @@ class Folder:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The denoiser's own configuration."""
-        return read_json(self.denoiser / "config.json")
+        """The denoiser's own configuration, an old one as today's class takes it."""
+        return modern(read_json(self.denoiser / "config.json"))
 
     @property
     def class_name(self) -> str:
@@ -108,6 +109,12 @@ def find(path: Path, component: str = "") -> Folder:
 
 def _known(folder: Folder) -> Folder:
     name = folder.config.get("_class_name")
+    if name == LEGACY:
+        norm = folder.config.get("norm_type")
+        raise ModelError(
+            f"{str(folder.denoiser)!r} holds a {LEGACY} with norm_type {norm!r}, which is neither a DiT "
+            "(ada_norm_zero) nor a PixArt (ada_norm_single); a plugin can bring an adapter for it"
+        )
     if name not in known():
         raise ModelError(
             f"{str(folder.denoiser)!r} holds a {name}, which qpass does not know how to call, "
