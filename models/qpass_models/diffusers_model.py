@@ -17,6 +17,7 @@ from qpass_models.class_embedder import ClassEmbedder, read_table
 from qpass_models.denoiser import Denoiser, decode, diffusers_class, pixel_scale
 from qpass_models.diffusers_folder import Folder, download, find, read_json
 from qpass_models.text import TextEncoders, known, load_encoders
+from qpass_models.weights import variant
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -146,11 +147,17 @@ def _load(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """A diffusers module from its folder; unlike diffusers itself, a missing weight is an error."""
     from diffusers.utils import logging
 
+    which = variant(folder)
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)  # what it says is said below, in one sentence
     try:
         module, told = cls.from_pretrained(
-            folder, output_loading_info=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=dtype
+            folder,
+            output_loading_info=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            torch_dtype=dtype,
+            variant=which,
         )
     except Exception as error:  # diffusers raises OSError, ValueError, SafetensorError, RuntimeError
         first = " ".join(str(error).split())[:300]
