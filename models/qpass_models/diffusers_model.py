@@ -38,7 +38,10 @@ class DiffusersModel(Denoiser):
     )
     scheduler: dict[str, Any] = attrs.field(
         factory=dict,
-        metadata={"help": 'noise schedule of a lone component, in diffusers\' words: {beta_schedule = "linear"}'},
+        metadata={
+            "help": "options of the noise schedule, in diffusers' words: all of a lone component's, or those that "
+            'differ from the pipeline\'s own: {beta_schedule = "linear"}'
+        },
     )
     optional: tuple[str, ...] = attrs.field(
         default=(),
@@ -89,8 +92,8 @@ class DiffusersModel(Denoiser):
         return self.folder().fingerprint()
 
     def schedule(self) -> Mapping[str, Any] | None:
-        """The recipe's, else the pipeline's."""
-        return self.scheduler or self.folder().scheduler
+        """The pipeline's, with what the recipe changes of it."""
+        return {**(self.folder().scheduler or {}), **self.scheduler} or None
 
     def decoder(self) -> Callable[[Tensor], Tensor] | None:
         """The pipeline's autoencoder."""
