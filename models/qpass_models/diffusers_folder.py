@@ -93,6 +93,8 @@ def find(path: Path, component: str = "") -> Folder:
     if (path / "model_index.json").is_file():
         parts = {p.name: p for p in path.iterdir() if (p / "config.json").is_file()}
         name = component or next((n for n in DENOISERS if n in parts), "")
+        if not name and (path / "config.json").is_file():  # older pipelines of one network keep it at their root
+            return _known(Folder(denoiser=path, pipeline=None))
         if name not in parts:
             wanted = f"no component {name!r}" if name else "neither a unet nor a transformer"
             raise ModelError(f"model.path: {str(path)!r} holds {wanted}, {did_you_mean(name, parts)}")
@@ -121,22 +123,6 @@ def _known(folder: Folder) -> Folder:
             f"{did_you_mean(str(name), known())}; a plugin can bring an adapter for it"
         )
     return folder
-
-
-def download(name: str) -> Path:
-    """The local snapshot of a hub id."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    patterns = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"model.path: {name!r} is no folder here and cannot be had from the hub ({first}); "
-            "check the name, or download it and give the folder"
-        ) from error
 
 
 def read_json(path: Path) -> Mapping[str, Any]:

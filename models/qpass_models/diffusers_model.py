@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from qpass.errors import ModelError
 from qpass_models.class_embedder import ClassEmbedder, read_table
 from qpass_models.denoiser import Denoiser, decode, diffusers_class, pixel_scale
-from qpass_models.diffusers_folder import Folder, download, find, read_json
+from qpass_models.diffusers_folder import Folder, find, read_json
+from qpass_models.hub import download
 from qpass_models.text import TextEncoders, known, load_encoders
 from qpass_models.weights import variant
 
@@ -52,14 +53,18 @@ class DiffusersModel(Denoiser):
         validator=attrs.validators.in_(tuple(_DTYPES)),
         metadata={"help": "number format of what stays in floating point"},
     )
-    # what was read from the folder for sampling, once for all that sample
+    # where the folder is, and what was read from it for sampling: found once, for all that ask
     _parts: dict[str, Any] = attrs.field(init=False, factory=dict, eq=False, repr=False)
 
     def folder(self) -> Folder:
         """Where the denoiser lies on disk."""
+        folder: Folder = self._part("folder", self._find)
+        return folder
+
+    def _find(self) -> Folder:
         path = Path(self.path).expanduser()
         if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", self.path):
-            path = download(self.path)
+            path = download(self.path, self.component)
         return find(path, self.component)
 
     @property
