@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +75,18 @@ class Folder:
         folders = [self.denoiser, self.autoencoder, *parts]
         digest = hashlib.sha256()
         for folder in folders:
-            for file in sorted(folder.iterdir()) if folder and folder.is_dir() else ():
-                if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".txt", ".model"):
-                    digest.update(file.name.encode() + b"\0")
-                    with file.open("rb") as opened:
-                        digest.update(hashlib.file_digest(opened, "sha256").digest())
+            for piece in contents(folder) if folder else ():
+                digest.update(piece)
         return digest.hexdigest()
+
+
+def contents(folder: Path) -> Iterator[bytes]:
+    """Of each file that something is loaded from, its name and its hash; nothing where there is no such folder."""
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".txt", ".model"):
+            yield file.name.encode() + b"\0"
+            with file.open("rb") as opened:
+                yield hashlib.file_digest(opened, "sha256").digest()
 
 
 def find(path: Path, component: str = "") -> Folder:
