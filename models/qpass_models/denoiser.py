@@ -27,7 +27,7 @@ _VECTORS = ("identity", "projection", "simple_projection")  # kinds of class emb
 class Denoiser(ModelAdapter):
     """An adapter of one of the classes in the table of signatures, wherever it lies."""
 
-    # what is needed to sample, such as text encoders, made when first asked for
+    # a folder, text encoders and the like: found or made when first asked for, once for all that ask
     _parts: dict[str, Any] = attrs.field(init=False, factory=dict, eq=False, repr=False)
 
     @property

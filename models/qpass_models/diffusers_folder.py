@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from qpass.errors import ModelError, did_you_mean
+from qpass_models.legacy import LEGACY, modern
 from qpass_models.signatures import known
 
 DENOISERS = ("unet", "transformer")
@@ -28,8 +29,8 @@ class Folder:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The denoiser's own configuration."""
-        return read_json(self.denoiser / "config.json")
+        """The denoiser's own configuration, an old one as today's class takes it."""
+        return modern(read_json(self.denoiser / "config.json"))
 
     @property
     def class_name(self) -> str:
@@ -74,12 +75,18 @@ class Folder:
         folders = [self.denoiser, self.autoencoder, *parts]
         digest = hashlib.sha256()
         for folder in folders:
-            for file in sorted(folder.iterdir()) if folder and folder.is_dir() else ():
-                if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".txt", ".model"):
-                    digest.update(file.name.encode() + b"\0")
-                    with file.open("rb") as opened:
-                        digest.update(hashlib.file_digest(opened, "sha256").digest())
+            for piece in contents(folder) if folder else ():
+                digest.update(piece)
         return digest.hexdigest()
+
+
+def contents(folder: Path) -> Iterator[bytes]:
+    """Of each file that something is loaded from, its name and its hash; nothing where there is no such folder."""
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".txt", ".model"):
+            yield file.name.encode() + b"\0"
+            with file.open("rb") as opened:
+                yield hashlib.file_digest(opened, "sha256").digest()
 
 
 def find(path: Path, component: str = "") -> Folder:
@@ -92,6 +99,8 @@ def find(path: Path, component: str = "") -> Folder:
     if (path / "model_index.json").is_file():
         parts = {p.name: p for p in path.iterdir() if (p / "config.json").is_file()}
         name = component or next((n for n in DENOISERS if n in parts), "")
+        if not name and (path / "config.json").is_file():  # older pipelines of one network keep it at their root
+            return _known(Folder(denoiser=path, pipeline=None))
         if name not in parts:
             wanted = f"no component {name!r}" if name else "neither a unet nor a transformer"
             raise ModelError(f"model.path: {str(path)!r} holds {wanted}, {did_you_mean(name, parts)}")
@@ -108,28 +117,18 @@ def find(path: Path, component: str = "") -> Folder:
 
 def _known(folder: Folder) -> Folder:
     name = folder.config.get("_class_name")
+    if name == LEGACY:
+        norm = folder.config.get("norm_type")
+        raise ModelError(
+            f"{str(folder.denoiser)!r} holds a {LEGACY} with norm_type {norm!r}, which is neither a DiT "
+            "(ada_norm_zero) nor a PixArt (ada_norm_single); a plugin can bring an adapter for it"
+        )
     if name not in known():
         raise ModelError(
             f"{str(folder.denoiser)!r} holds a {name}, which qpass does not know how to call, "
             f"{did_you_mean(str(name), known())}; a plugin can bring an adapter for it"
         )
     return folder
-
-
-def download(name: str) -> Path:
-    """The local snapshot of a hub id."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    patterns = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"model.path: {name!r} is no folder here and cannot be had from the hub ({first}); "
-            "check the name, or download it and give the folder"
-        ) from error
 
 
 def read_json(path: Path) -> Mapping[str, Any]:

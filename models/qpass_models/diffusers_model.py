@@ -16,8 +16,10 @@ from qpass.errors import ModelError
 from qpass_models.autoencoder import Decoder, pixel_scale
 from qpass_models.class_embedder import ClassEmbedder, read_table
 from qpass_models.denoiser import Denoiser, diffusers_class
-from qpass_models.diffusers_folder import Folder, download, find, read_json
+from qpass_models.diffusers_folder import Folder, find, read_json
+from qpass_models.hub import download
 from qpass_models.text import TextEncoders, known, load_encoders
+from qpass_models.weights import variant
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -38,7 +40,10 @@ class DiffusersModel(Denoiser):
     )
     scheduler: dict[str, Any] = attrs.field(
         factory=dict,
-        metadata={"help": 'noise schedule of a lone component, in diffusers\' words: {beta_schedule = "linear"}'},
+        metadata={
+            "help": "options of the noise schedule, in diffusers' words: all of a lone component's, or those that "
+            'differ from the pipeline\'s own: {beta_schedule = "linear"}'
+        },
     )
     optional: tuple[str, ...] = attrs.field(
         default=(),
@@ -52,9 +57,13 @@ class DiffusersModel(Denoiser):
 
     def folder(self) -> Folder:
         """Where the denoiser lies on disk."""
+        folder: Folder = self._part("folder", self._find)
+        return folder
+
+    def _find(self) -> Folder:
         path = Path(self.path).expanduser()
         if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", self.path):
-            path = download(self.path)
+            path = download(self.path, self.component)
         return find(path, self.component)
 
     @property
@@ -87,8 +96,8 @@ class DiffusersModel(Denoiser):
         return self.folder().fingerprint()
 
     def schedule(self) -> Mapping[str, Any] | None:
-        """The recipe's, else the pipeline's."""
-        return self.scheduler or self.folder().scheduler
+        """The pipeline's, with what the recipe changes of it."""
+        return {**(self.folder().scheduler or {}), **self.scheduler} or None
 
     def decoder(self) -> Callable[[Tensor], Tensor] | None:
         """The pipeline's autoencoder."""
@@ -136,11 +145,17 @@ def _load(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """A diffusers module from its folder; unlike diffusers itself, a missing weight is an error."""
     from diffusers.utils import logging
 
+    which = variant(folder)
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)  # what it says is said below, in one sentence
     try:
         module, told = cls.from_pretrained(
-            folder, output_loading_info=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=dtype
+            folder,
+            output_loading_info=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            torch_dtype=dtype,
+            variant=which,
         )
     except Exception as error:  # diffusers raises OSError, ValueError, SafetensorError, RuntimeError
         first = " ".join(str(error).split())[:300]

@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from qpass.errors import ModelError
 from qpass.model import ModelAdapter
 from qpass.sampling import Conditions, Sampler, to_uint8
+from qpass_models.diffusers_folder import contents, read_json
+from qpass_models.weights import choose
+
+AUTOENCODER = "AutoencoderKL"
 
 
 @attrs.frozen(kw_only=True)
@@ -47,9 +51,15 @@ class DiTModel(ModelAdapter):
         return load_dit(self.path, heads=self.heads or None).float()
 
     def skeleton(self) -> nn.Module:
-        """A DiT of the checkpoint's shape, on the meta device."""
+        """A DiT of the checkpoint's shape, on the meta device.
+
+        It is what a run asks for first, so a wrong `vae` is told here: before anything is traced, and although a
+        run that draws nothing could do without.
+        """
         from qpass_models.dit import DiT
 
+        if reason := self._wrong_vae():
+            raise ModelError(reason)
         with torch.device("meta"):
             return DiT(self._config()).eval()
 
@@ -79,15 +89,39 @@ class DiTModel(ModelAdapter):
         return attrs.asdict(self._config())
 
     def fingerprint(self) -> str:
-        """Of the file."""
+        """Of the file, and of the autoencoder's where there is one."""
         with Path(self.path).open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+            digest = hashlib.file_digest(opened, "sha256")
+        for piece in contents(Path(self.vae)) if self.vae else ():
+            digest.update(piece)
+        return digest.hexdigest()
+
+    def _wrong_vae(self) -> str | None:
+        """Why the autoencoder cannot decode these latents, as far as its configuration and file names tell."""
+        if not self.vae:
+            return None
+        folder = Path(self.vae)
+        way_out = f"give the folder of an {AUTOENCODER}, such as the vae folder of a pipeline"
+        if not (folder / "config.json").is_file():
+            return f"model.vae: no config.json in {self.vae!r}; {way_out}"
+        config = read_json(folder / "config.json")
+        if (name := config.get("_class_name")) != AUTOENCODER:
+            return f"model.vae: {self.vae!r} holds a {name}; {way_out}"
+        if not choose(self.vae, (file.name for file in folder.iterdir())).files:
+            return f"model.vae: no weights in {self.vae!r}; {way_out}"
+        given, wanted = config.get("latent_channels", 4), self._config().in_channels
+        if given != wanted:
+            return (
+                f"model.vae: {self.vae!r} decodes latents of {given} channels, and the checkpoint's have {wanted}; "
+                "give the one it was trained with"
+            )
+        return None
 
     def cannot_sample(self) -> str | None:
-        """Latents need a decoder."""
+        """Latents need a decoder, and the right one."""
         if self._config().in_channels != 3 and not self.vae:
             return "its outputs are latents; give model.vae, the folder of the autoencoder that decodes them"
-        return None
+        return self._wrong_vae()
 
     def sampler(self) -> Sampler:
         """Shape, schedule, classes and decoder."""

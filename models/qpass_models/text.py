@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from qpass.errors import ModelError
-from qpass_models.diffusers_folder import read_json
+from qpass_models.diffusers_folder import TEXTS, read_json
+from qpass_models.weights import variant
 
 # what `encode_prompt` of each pipeline returns, as inputs of its denoiser; "-" marks those of the negative prompt
 _RETURNS: dict[str, tuple[str, ...]] = {
@@ -116,10 +117,11 @@ def load_encoders(folder: Path, dtype: torch.dtype) -> Any:
     absent: dict[str, Any] = {name: None for name in _NOT_NEEDED if name in taken}
     if "requires_safety_checker" in taken:
         absent["requires_safety_checker"] = False
+    which = _variant(folder)
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
-        return cls.from_pretrained(folder, local_files_only=True, torch_dtype=dtype, **absent)
+        return cls.from_pretrained(folder, local_files_only=True, torch_dtype=dtype, variant=which, **absent)
     except (
         Exception
     ) as error:  # diffusers and transformers raise OSError, ValueError, SafetensorError, RuntimeError
@@ -130,3 +132,15 @@ def load_encoders(folder: Path, dtype: torch.dtype) -> Any:
         ) from error
     finally:
         logging.set_verbosity(verbosity)
+
+
+def _variant(pipeline: Path) -> str | None:
+    """The one that an encoder lacks plain weights without; diffusers takes one name for all that have it."""
+    encoders = [pipeline / name for name in TEXTS if (pipeline / name / "config.json").is_file()]
+    named = {name for encoder in encoders if (name := variant(encoder))}
+    if len(named) > 1:
+        raise ModelError(
+            f"the text encoders in {str(pipeline)!r} have weights only as different variants, "
+            f"{', '.join(sorted(named))}; give a folder where all have the same, or plain weights"
+        )
+    return next(iter(named), None)

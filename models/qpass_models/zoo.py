@@ -22,8 +22,7 @@ class ZooModel(DiffusersModel):
     scheduler: dict[str, object] = attrs.field(init=False, factory=dict)
     optional: tuple[str, ...] = attrs.field(init=False, default=())
 
-    def folder(self) -> Folder:
-        """Its own folder."""
+    def _find(self) -> Folder:
         return find(ZOO / self.name)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from qpass.errors import ModelError
 from qpass.graph import trace
-from qpass.sampling import Sampling, generator
+from qpass.sampling import Sampling, generator, make_scheduler
 
 
 def draw(adapter, sampling, count=3):
@@ -175,3 +175,14 @@ def test_latents_with_a_mean_and_deviation_of_their_own():
     )
     theirs = (coder.decode(by_hand).sample / 2 + 0.5).clamp(0, 1).detach().permute(0, 2, 3, 1)
     close(draw(latents).numpy(), theirs)
+
+
+def test_an_option_of_the_schedule_is_changed_alone(pipeline_folder):
+    """`model.scheduler` says what differs; the pipeline's betas stay."""
+    folder = str(pipeline_folder("lsun-churches"))
+    own = DiffusersModel(path=folder).sampler().scheduler_config
+    changed = DiffusersModel(path=folder, scheduler={"timestep_spacing": "trailing"}).sampler().scheduler_config
+    assert own["beta_end"] == 0.0195
+    assert changed == {**own, "timestep_spacing": "trailing"}
+    assert make_scheduler(Sampling(steps=4), own).timesteps.tolist() == [751, 501, 251, 1]
+    assert make_scheduler(Sampling(steps=4), changed).timesteps.tolist() == [999, 749, 499, 249]

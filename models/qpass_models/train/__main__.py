@@ -7,17 +7,19 @@ from pathlib import Path
 
 import click
 import torch
+from torch import nn
 
 from qpass import progress
 from qpass.cli.failures import interrupted, report
-from qpass.cli.options import Name
+from qpass.cli.options import Name, debug
 from qpass.device import select_device
 from qpass.errors import ModelError
 from qpass_models.train.average import Average
 from qpass_models.train.cifar10 import Pictures, read
 from qpass_models.train.export import WEIGHTS, export, load_weights
 from qpass_models.train.jobs import JOBS, ClassifierJob
-from qpass_models.train.loop import Budget, State, train
+from qpass_models.train.loop import Budget, train
+from qpass_models.train.state import Settings, State, misfit
 from qpass_models.zoo import ZOO
 
 
@@ -42,6 +44,7 @@ from qpass_models.zoo import ZOO
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the weights and of every batch.")
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--compile/--eager", "compiled", default=None, help="Compile the network; by default where it pays.")
+@debug
 def main(
     name: str, data: Path | None, out: Path | None, init: Path | None, minutes: float | None, steps: int | None,
     batch: int | None, rate: float | None, average: float | None, seed: int, device: str, compiled: bool | None,
@@ -54,44 +57,63 @@ def main(
     job, folder = JOBS[name], out or Path("runs/train") / name
     place = select_device(device)
     torch.manual_seed(seed)
-    pictures = read(data, "train")
-    pictures = Pictures(images=pictures.images.to(place), labels=pictures.labels.to(place))
+    settings = Settings(
+        seed=seed,
+        batch=batch or job.batch,
+        rate=rate or job.rate,
+        average=job.average if average is None else average,
+        init=str(init) if init else None,
+    )
     network = job.build()
     if init:
-        source = ZOO / name if str(init) == "shipped" else init
-        if not (source / WEIGHTS).is_file():
-            raise ModelError(f"--init: no {WEIGHTS} in {str(source)!r}")
-        network.load_state_dict(load_weights(source))
+        _begin(network, name, init)
     network = network.to(place).to(memory_format=torch.channels_last)
     # diffusers' embedders drop labels by themselves while training, each block for itself; the job does it once
     network.train(isinstance(job, ClassifierJob))
-    rate, batch = rate or job.rate, batch or job.batch
     state = State(
         network=network,
-        average=Average(network, job.average if average is None else average),
-        optimizer=torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=job.decay, fused=True),
+        average=Average(network, settings.average),
+        optimizer=torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=job.decay, fused=True),
+        settings=settings,
     )
+    pictures = read(data, "train")
+    pictures = Pictures(images=pictures.images.to(place), labels=pictures.labels.to(place))
     budget = Budget(steps=steps or job.steps, minutes=minutes)
     with progress.for_terminal() as shown:
         train(
-            job, state, pictures, budget, batch=batch, rate=rate, seed=seed, folder=folder,
+            job, state, pictures, budget, folder=folder,
             compiled=(job.compiles or place.type == "cuda") if compiled is None else compiled, progress=shown,
         )  # fmt: skip
     card = {
         "data": "CIFAR-10 train, 50,000 images, mirrored at random",
         "command": "python -m qpass_models.train " + " ".join(sys.argv[1:]),
-        "init": str(init) if init else "none",
+        "init": settings.init or "none",
         "steps": state.step,
-        "batch": batch,
+        "batch": settings.batch,
         "minutes": round(state.seconds / 60, 1),
         "device": "cpu" if place.type == "cpu" else torch.cuda.get_device_name(place),
         "loss": round(state.loss, 5),
-        "seed": seed,
+        "seed": settings.seed,
         "precision": "bf16 autocast, averaged weights stored in fp16",
         "parameters": sum(p.numel() for p in network.parameters()),
     }
     export(job, state, card, folder / "model")
     click.echo(f"wrote {folder / 'model'}", err=True)
+
+
+def _begin(network: nn.Module, name: str, init: Path) -> None:
+    """Give the network the weights that a training of the same model left in a folder."""
+    source = ZOO / name if str(init) == "shipped" else init
+    if not (source / WEIGHTS).is_file():
+        raise ModelError(
+            f"--init: no {WEIGHTS} in {str(source)!r}; give a folder that a training of {name!r} wrote"
+        )
+    weights = load_weights(source)
+    if reason := misfit(network, weights):
+        raise ModelError(
+            f"--init: what {str(source)!r} holds is no {name!r}: {reason}; give a folder that a training of it wrote"
+        )
+    network.load_state_dict(weights)
 
 
 if __name__ == "__main__":
@@ -100,4 +122,4 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         sys.exit(interrupted("run"))
     except Exception as error:
-        sys.exit(report(error, debug=False))
+        sys.exit(report(error, debug="--debug" in sys.argv))

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from qpass.errors import ModelError
 from qpass.files import new_folder
 from qpass_models.train.jobs import DiffusionJob, Job
-from qpass_models.train.loop import State
+from qpass_models.train.state import State
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -38,9 +39,11 @@ def export(job: Job, state: State, card: Mapping[str, Any], folder: Path) -> Non
 
 def load_weights(folder: Path) -> Mapping[str, torch.Tensor]:
     """The averaged weights of an exported folder, in fp32, to train on from."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    return {
-        name: value.float() if value.is_floating_point() else value
-        for name, value in load_file(folder / WEIGHTS).items()
-    }
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise ModelError(f"{str(folder / WEIGHTS)!r} cannot be read: {error}; fetch or train it again") from error
+    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from pathlib import Path
@@ -16,9 +15,9 @@ from qpass.errors import ModelError
 from qpass.files import write_file
 from qpass.progress import Progress
 from qpass.sampling import generator
-from qpass_models.train.average import Average
 from qpass_models.train.cifar10 import Pictures
 from qpass_models.train.jobs import Job
+from qpass_models.train.state import State
 
 WARM_UP = 200  # steps
 
@@ -36,45 +35,6 @@ class Budget:
         return min(1.0, max(step / self.steps, timed))
 
 
-@attrs.define(kw_only=True, eq=False)
-class State:
-    """Everything that training changes."""
-
-    network: nn.Module
-    average: Average
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-    seconds: float = 0.0
-    loss: float = float("nan")
-
-    def dump(self) -> bytes:
-        """As a file."""
-        out = io.BytesIO()
-        torch.save(
-            {
-                "network": self.network.state_dict(), "average": self.average.tensors,
-                "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
-                "loss": self.loss,
-            },
-            out,
-        )  # fmt: skip
-        return out.getvalue()
-
-    def restore(self, path: Path, device: torch.device) -> None:
-        """The inverse."""
-        try:
-            kept = torch.load(path, map_location=device, weights_only=True)
-            self.network.load_state_dict(kept["network"])
-            self.average.tensors = kept["average"]
-            self.optimizer.load_state_dict(kept["optimizer"])
-        except (RuntimeError, KeyError, ValueError) as error:
-            raise ModelError(
-                f"{str(path)!r} does not belong to this training: {str(error).splitlines()[0]}; delete it to start "
-                "anew, or choose another --out"
-            ) from error
-        self.step, self.seconds, self.loss = kept["step"], kept["seconds"], kept["loss"]
-
-
 def rate_at(spent: float, warm: float) -> float:
     """The learning rate's factor: a linear warm-up, then level, then down to 0 over the last 30 %.
 
@@ -86,10 +46,10 @@ def rate_at(spent: float, warm: float) -> float:
 
 def train(
     job: Job, state: State, pictures: Pictures, budget: Budget, *,
-    batch: int, rate: float, seed: int, folder: Path, compiled: bool, progress: Progress, keep_every: float = 120.0,
+    folder: Path, compiled: bool, progress: Progress, keep_every: float = 120.0,
 ) -> State:  # fmt: skip
     """Train until the budget is spent, resuming from `folder/state.pt` and leaving it there."""
-    device = pictures.images.device
+    device, settings = pictures.images.device, state.settings
     kept, log = folder / "state.pt", folder / "log.jsonl"
     if kept.is_file():
         state.restore(kept, device)
@@ -102,10 +62,10 @@ def train(
         while (spent := budget.spent(state.step, time.monotonic() - first)) < 1:
             factor = rate_at(spent, warm=(state.step + 1) / WARM_UP)
             for group in state.optimizer.param_groups:
-                group["lr"] = rate * factor
-            source = _source(seed, state.step, device)
+                group["lr"] = settings.rate * factor
+            source = _source(settings.seed, state.step, device)
             with torch.autocast(device.type, torch.bfloat16):
-                loss = job.loss(network, pictures, batch, source)
+                loss = job.loss(network, pictures, settings.batch, source)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(state.network.parameters(), 1.0)
             state.optimizer.step()
