@@ -128,6 +128,15 @@ def test_the_share_that_the_first_step_clips(
     assert clipped(planted, ctx, 5) is None
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_number_counts_as_clipped(teacher: GraphModule, context: Any, value: float) -> None:
+    """A model that puts out NaN has nothing within the range, and does not look like one that needs no clip."""
+    graph = copy.deepcopy(teacher)
+    with torch.no_grad():
+        graph.last.weight.fill_(value)
+    assert clipped(graph, context(teacher), 2) == 1.0
+
+
 def test_values_overwritten_later_are_compared_as_they_were(context: Any, spec: Callable[..., Any]) -> None:
     """An in-place op after a node in the teacher does not change what the node is held to."""
 
