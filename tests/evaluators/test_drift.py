@@ -128,6 +128,21 @@ def test_the_share_that_the_first_step_clips(
     assert clipped(planted, ctx, 5) is None
 
 
+def test_a_model_that_predicts_variance_too(teacher: GraphModule, context: Any) -> None:
+    """What is clipped is its image: all figures are those of the same model without variance, drawn alike."""
+    wide = copy.deepcopy(teacher)
+    wide.last = torch.nn.Conv2d(8, 6, 3, padding=1, bias=False)
+    with torch.no_grad():
+        wide.last.weight.copy_(torch.cat([teacher.last.weight, torch.zeros(3, 8, 3, 3)]))
+    drift = Drift(samples=2, rows=2)
+    ctx = context(wide, sampling=Sampling(scheduler="ddpm", variance="learned-range", steps=4, batch=3))
+    candidate, original = observe(copy.deepcopy(wide), ctx, drift)
+    metrics = by_name(drift.score(candidate, original))
+    assert metrics["sqnr"].value == metrics["psnr"].value == math.inf
+    narrow = context(teacher, sampling=Sampling(scheduler="ddpm", variance="fixed-small", steps=4, batch=3))
+    assert metrics["clipped"].value == 100 * clipped(teacher, narrow, 2) > 0  # type: ignore[operator]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_no_number_counts_as_clipped(teacher: GraphModule, context: Any, value: float) -> None:
     """A model that puts out NaN has nothing within the range, and does not look like one that needs no clip."""
