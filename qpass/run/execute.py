@@ -216,6 +216,8 @@ def observe(recipe: Recipe, ctx: PassContext, folder: RunFolder, base: str) -> S
                 ctx.analyses.drop_graph(frozenset())  # those of the model looked at before
                 kept = _observe(evaluator, subject, ctx)
                 folder.write_observation(evaluator.name, subject.role, mark, kept, common)
+                # scored as it comes from disk, the first time too: types and order are then those of every run
+                kept = folder.read_observation(evaluator.name, subject.role, mark, common) or kept
             found[subject.role] = kept
         seen[evaluator.name] = found
     return seen
