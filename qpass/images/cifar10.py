@@ -61,8 +61,15 @@ def sheet(file: Path) -> Pictures:
     """The images of one sheet, row by row: 10,000 x 32 x 32 x 3."""
     from PIL import Image
 
-    with Image.open(file) as image:
-        # 3200 x 3200 pixels stay below PIL's limit on what it takes for an attack
-        pixels = np.asarray(image.convert("RGB"))
+    edge = ROWS * SIDE  # 3200 x 3200 pixels stay below PIL's limit on what it takes for an attack
+    try:
+        with Image.open(file) as image:
+            if image.size != (edge, edge):
+                raise ValueError(f"its size is {image.size[0]} x {image.size[1]}, not {edge} x {edge}")
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise EvaluationError(
+            f"CIFAR-10's sheet {str(file)!r} cannot be read: {error}; copy it again from where it came"
+        ) from error
     grid = pixels.reshape(ROWS, SIDE, ROWS, SIDE, 3)
     return np.ascontiguousarray(grid.transpose(0, 2, 1, 3, 4)).reshape(EACH, SIDE, SIDE, 3)

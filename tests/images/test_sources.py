@@ -114,6 +114,20 @@ def test_cifar10_sheets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         open_images("cifar10-train")
 
 
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "small"])
+def test_a_damaged_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    """It is named, with what to do."""
+    file = tmp_path / "cifar10" / "test.webp"
+    file.parent.mkdir()
+    Image.fromarray(numbered(1, 64)[0]).save(file, lossless=True)
+    whole = file.read_bytes()
+    file.write_bytes({"empty": b"", "text": b"RIFFjunk", "cut": whole[:500], "small": whole}[damage])
+    monkeypatch.setenv("QPASS_DATA", str(tmp_path))
+    text = refusal("cifar10-test")
+    assert text.startswith(f"CIFAR-10's sheet {str(file)!r} cannot be read: ")
+    assert text.endswith("; copy it again from where it came")
+
+
 def test_the_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without QPASS_DATA, the error says what to set."""
     monkeypatch.delenv("QPASS_DATA", raising=False)
