@@ -250,8 +250,11 @@ def test_damaged_archives(tmp_path: Path) -> None:
     assert "e.npz' is damaged near image" in refusal(tmp_path / "e.npz")
 
 
-def test_names_that_are_nothing(tmp_path: Path) -> None:
-    """What can be given is listed; a near name is offered."""
+def test_names_that_are_nothing(folder: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be given is listed; a near name is offered; empty text does not stand for the current folder."""
+    monkeypatch.chdir(folder(numbered(3)))
+    assert "no images are named, as the text is empty; give a folder of PNG" in refusal("")
+    assert len(open_images(".")) == 3
     assert "there are no images 'nowhere'; give a folder of PNG" in refusal("nowhere")
     assert "did you mean 'cifar10-train'" in refusal("cifar10-trian")
     (tmp_path / "a.txt").write_text("x")
