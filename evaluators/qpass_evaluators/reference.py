@@ -168,7 +168,7 @@ def accumulate(network: FeatureNetwork, images: Images, bench: Bench, rows: int)
     )
     total = math.ceil(len(images) / ROWS)
     wanted = chosen(len(images), rows)
-    for shard in shards(network, images, bench, start=state.done):
+    for shard in shards(network, images, bench, start=state.done, size=state.size):
         first = state.done * ROWS
         here = wanted[(wanted >= first) & (wanted < first + len(shard))] - first
         state = State(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from qpass_evaluators import features
+from PIL import Image
+from qpass_evaluators import features, reference
 from qpass_evaluators.features import extract
+from qpass_evaluators.reference import make_reference
 from thumbnail import Failing, PowerError, Thumbnail
 
+from qpass.evaluator import EvaluationError
 from qpass.images import open_images
 from qpass.measuring import Bench
 
@@ -21,6 +25,7 @@ Photos = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def _short_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "ROWS", 32)
+    monkeypatch.setattr(reference, "ROWS", 32)
 
 
 def test_they_are_the_networks(thumbnail: list[int], photos: Photos, tmp_path: Path) -> None:
@@ -73,6 +78,22 @@ def test_a_damaged_shard_is_computed_again(thumbnail: list[int], photos: Photos,
     assert sum(thumbnail) == 68
     assert again.digest == whole.digest
     assert torch.equal(again.rows("pool"), rows)
+
+
+@pytest.mark.parametrize("make", [extract, partial(make_reference, about={"name": "mine", "command": ""})])
+def test_mixed_sizes_are_refused_twice(
+    thumbnail: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., object]
+) -> None:
+    """Where the second size begins with a shard, what was kept of the first attempt does not let the second pass."""
+    for module, name, value in ((features, "ROWS", 64), (reference, "ROWS", 64), (reference, "EVERY", 1)):
+        monkeypatch.setattr(module, name, value)
+    for index in range(70):
+        side = 8 if index < 64 else 16
+        Image.new("RGB", (side, side)).save(tmp_path / f"{index:02d}.png")
+    for message in ("'.*64.png' is 16 x 16 and image '.*00.png' is 8 x 8", "on they are 16x16, and those before"):
+        with pytest.raises(EvaluationError, match=f"images must be of one size.*{message}"):
+            make(Thumbnail(), open_images(str(tmp_path)), Bench(folder=tmp_path / "work"))
+    assert thumbnail == [32, 32]
 
 
 def test_nothing_is_mixed_up(thumbnail: list[int], photos: Photos, tmp_path: Path) -> None:
