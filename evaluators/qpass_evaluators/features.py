@@ -23,6 +23,7 @@ from qpass.evaluator import EvaluationError
 from qpass.files import checksum, write_file
 from qpass.images import Images
 from qpass.measuring import Bench
+from qpass.source import source_hash
 from qpass_evaluators.population import Population
 from qpass_evaluators.statistics.moments import Moments, gather
 
@@ -87,8 +88,7 @@ class Features(Population):
 
 def extract(network: FeatureNetwork, images: Images, bench: Bench) -> Features:
     """The features of all images; those that are already on disk are not computed again."""
-    key = {"images": images.fingerprint(), "protocol": dict(network.protocol()), "device": bench.device.type}
-    folder = bench.folder / "features" / checksum(key)[:16]
+    folder = bench.folder / "features" / mark(network, images, bench)
     total = math.ceil(len(images) / ROWS)
     done = 0
     size, digest = "", ""
@@ -102,6 +102,15 @@ def extract(network: FeatureNetwork, images: Images, bench: Bench) -> Features:
         write_file(place(folder, index), save(tensors, metadata={"qpass": json.dumps(about)}))
         size, digest = shard.size, chained(digest, shard.pixels)
     return Features(images=images, network=network, folder=folder, about={"size": size, "digest": digest[:16]})
+
+
+def mark(network: FeatureNetwork, images: Images, bench: Bench, **more: Any) -> str:
+    """A hash of all that features depend on, code and libraries included, and of what else a caller names."""
+    from qpass.run.fingerprint import own_code, versions
+
+    code = {"qpass": source_hash("qpass"), **own_code(network)}  # the former reads the images
+    seen = {"images": images.fingerprint(), "protocol": dict(network.protocol()), "device": bench.device.type}
+    return checksum({**seen, "code": code, "versions": versions(), **more})[:16]
 
 
 def shards(

@@ -24,7 +24,8 @@ from qpass.evaluator import EvaluationError
 from qpass.files import checksum, write_file
 from qpass.images import Images
 from qpass.measuring import Bench
-from qpass_evaluators.features import ROWS, chained, hash_of, shards
+from qpass.source import source_hash
+from qpass_evaluators.features import ROWS, chained, hash_of, mark, shards
 from qpass_evaluators.population import Population
 from qpass_evaluators.statistics.moments import Moments, moments_of, nothing, symmetric, upper
 
@@ -150,15 +151,10 @@ class State:
 
 def accumulate(network: FeatureNetwork, images: Images, bench: Bench, rows: int) -> State:
     """Moments of all images, and `rows` rows of features; checkpoints lie in the bench's folder."""
-    key = checksum(
-        {
-            "images": images.fingerprint(),
-            "protocol": dict(network.protocol()),
-            "device": bench.device.type,
-            "rows": rows,
-        }
-    )
-    file = bench.folder / f"checkpoint-{key[:16]}.safetensors"
+    # what it holds are moments, of which the network's own code need know nothing
+    code = source_hash("qpass_evaluators")
+    name = mark(network, images, bench, rows=rows, moments=code)
+    file = bench.folder / f"checkpoint-{name}.safetensors"
     state = load_checkpoint(file) or State(
         done=0,
         size="",
