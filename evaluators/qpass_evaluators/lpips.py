@@ -13,7 +13,8 @@ from qpass.evaluator import EvaluationError, Metric, Observation, Subject
 from qpass.images import DrawnImages, Images, OriginalImages, open_images
 from qpass.manager import PassContext
 from qpass.measuring import Bench, ImageEvaluator, bench
-from qpass_evaluators.feature_evaluator import PIXELS
+from qpass.model import ModelAdapter
+from qpass_evaluators.feature_evaluator import PIXELS, drawn_size
 
 BATCH = 64
 
@@ -39,6 +40,12 @@ class LpipsDistance(ImageEvaluator):
         if not self.against:
             raise EvaluationError("lpips compares image by image; say with which images, as the option `against`")
         return self.pairs(images, open_images(self.against, bench.progress.say), bench)
+
+    def requires(self, model: ModelAdapter) -> None:
+        from qpass_evaluators.networks.lpips import Lpips
+
+        if size := drawn_size(model):
+            Lpips().check_size(*size)
 
     def observe(self, subject: Subject, ctx: PassContext) -> Observation:
         """Of the original alone there is nothing to see."""
