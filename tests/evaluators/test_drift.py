@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -20,6 +21,7 @@ from torch.fx import GraphModule
 
 from qpass.evaluator import EvaluationError, Metric, Observation, Subject, refuse
 from qpass.model import ModelAdapter
+from qpass.protocol import differences
 from qpass.sampling import Sampling, generator, trajectory
 
 
@@ -94,6 +96,33 @@ def test_metrics_of_a_pair(teacher: GraphModule, planted: GraphModule, context: 
     assert candidate.series["sqnr by timestep"].x == (750.0, 500.0, 250.0, 0.0)
     assert candidate.series["sqnr by node"].x == ("first", "last")
     assert candidate.series["sqnr by timestep: last"].y == candidate.series["sqnr by timestep"].y
+
+
+def test_protocols_are_those_of_the_measurement(
+    teacher: GraphModule, planted: GraphModule, context: Any, tmp_path: Path
+) -> None:
+    """Images drawn in bf16 say so; SQNR and what is clipped are equal to the last bit to those without, and look it."""
+    drift, found = Drift(samples=2, rows=2), []
+    for precision in ("model", "bfloat16"):
+        ctx = context(
+            teacher, sampling=Sampling(steps=2, batch=2, precision=precision), scratch=tmp_path / precision
+        )
+        found.append(by_name(drift.score(*observe(planted, ctx, drift))))
+    for name in ("sqnr", "clipped"):
+        assert found[0][name] == found[1][name]
+        assert not {"precision", "compiled"} & found[0][name].protocol.keys()
+    for name in ("psnr", "ssim"):
+        assert differences(found[0][name].protocol, found[1][name].protocol) == [
+            "precision 'model' against 'bfloat16'"
+        ]
+
+
+@pytest.mark.parametrize(("side", "window"), [(32, 11), (8, 7)])
+def test_the_window_is_the_one_used(side: int, window: int) -> None:
+    """On images below 11 pixels SSIM's is smaller, and the protocol says by how much."""
+    seen = Observation(images={"samples": np.zeros((1, side, side, 3), np.uint8)})
+    protocol = by_name(Drift().score(seen, seen))["ssim"].protocol
+    assert protocol["window"] == f"gaussian {window}, sigma 1.5, valid region, mean over channels"
 
 
 def test_a_model_does_not_drift_from_itself(teacher: GraphModule, context: Any) -> None:
