@@ -1,4 +1,4 @@
-"""Images in a folder and the folders below it, in the order of their paths.
+"""Images in a folder and the folders below it, in the order of their paths, whose numbers count as numbers.
 
 Beside images that `qpass sample` drew lies a note of how; what is measured on them carries it.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +35,7 @@ class FolderImages(Images):
     @cached_property
     def files(self) -> tuple[Path, ...]:
         found = (file for file in self.path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        return tuple(sorted(found, key=lambda file: file.relative_to(self.path).as_posix()))
+        return tuple(sorted(found, key=lambda file: natural(file.relative_to(self.path).as_posix())))
 
     @property
     def name(self) -> str:
@@ -71,6 +72,16 @@ class FolderImages(Images):
             return reader.picture(image, f"image {str(file)!r}")
 
         return stacked(one(file) for file in self.files[start:])
+
+
+def natural(path: str) -> tuple[list[str | int], str]:
+    """What to sort paths by, so that they come in the order in which they were numbered.
+
+    >>> sorted(["b/1.png", "a/10.png", "a/9.png"], key=natural)
+    ['a/9.png', 'a/10.png', 'b/1.png']
+    """
+    parts = re.split("([0-9]+)", path)  # text and digits in turns
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], path
 
 
 def files_fingerprint(root: Path, files: Iterable[Path]) -> str:

@@ -27,10 +27,10 @@ def numbered(count: int, size: int = 4) -> np.ndarray:
 def folder(tmp_path: Path) -> Write:
     """Writes images as files, in folders below one another."""
 
-    def write(images: np.ndarray, suffix: str = ".png") -> Path:
+    def write(images: np.ndarray, suffix: str = ".png", digits: int = 3) -> Path:
         root = tmp_path / "images"
         for index, image in enumerate(images):
-            file = root / f"part{index // 5}" / f"{index:03d}{suffix}"
+            file = root / f"part{index // 5}" / f"{index:0{digits}d}{suffix}"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(file, lossless=True)
         return root
@@ -53,6 +53,11 @@ def check(images: Images, expected: np.ndarray) -> None:
 def test_a_folder(folder: Write, suffix: str) -> None:
     """Files are read in the order of their paths, folders below included."""
     check(open_images(str(folder(numbered(12), suffix))), numbered(12))
+
+
+def test_a_folder_that_numbers_without_zeros(folder: Write) -> None:
+    """The tenth follows the ninth, of files and of folders, so that pairs are those of folders with zeros."""
+    check(open_images(str(folder(numbered(60), digits=1))), numbered(60))
 
 
 @pytest.mark.parametrize("key", ["arr_0", "images"])
