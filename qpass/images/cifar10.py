@@ -50,11 +50,11 @@ class Cifar10Images(Images):
     def fingerprint(self) -> str:
         return f"{self._name} {files_fingerprint(self.folder, self.files)}"
 
-    def read(self, start: int) -> Iterator[Pictures]:
+    def read(self, start: int, stop: int) -> Iterator[Pictures]:
         for number, file in enumerate(self.files):
-            begin = start - number * EACH
-            if begin < EACH:
-                yield sheet(file)[max(begin, 0) :]
+            begin, end = start - number * EACH, stop - number * EACH
+            if begin < EACH and end > 0:
+                yield sheet(file)[max(begin, 0) : end]
 
 
 def sheet(file: Path) -> Pictures:

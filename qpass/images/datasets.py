@@ -36,7 +36,7 @@ class ItemImages(Images):
         files = sorted(file for file in self.root.rglob("*") if file.is_file())
         return f"{self.label} {len(self)} {files_fingerprint(self.root, files)}"
 
-    def read(self, start: int) -> Iterator[Pictures]:
+    def read(self, start: int, stop: int) -> Iterator[Pictures]:
         reader = Reader(self.label, self.say)
 
         def one(index: int) -> Pictures:
@@ -48,7 +48,7 @@ class ItemImages(Images):
                 raise EvaluationError(f"{label} cannot be read: {error}") from error
             return reader.picture(image, label)
 
-        return stacked(one(index) for index in range(start, len(self)))
+        return stacked(one(index) for index in range(start, stop))
 
 
 def torchvision_images(text: str, say: Say) -> Images:

@@ -55,7 +55,7 @@ class FolderImages(Images):
         told = note if isinstance(note, dict) else {}
         return {**super().protocol(), **{key: value for key, value in told.items() if key not in PLACES}}
 
-    def read(self, start: int) -> Iterator[Pictures]:
+    def read(self, start: int, stop: int) -> Iterator[Pictures]:
         from PIL import Image
 
         reader = Reader(f"folder {str(self.path)!r}", self.say)
@@ -71,7 +71,7 @@ class FolderImages(Images):
                 ) from error
             return reader.picture(image, f"image {str(file)!r}")
 
-        return stacked(one(file) for file in self.files[start:])
+        return stacked(one(file) for file in self.files[start:stop])
 
 
 def natural(path: str) -> tuple[list[str | int], str]:

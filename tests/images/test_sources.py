@@ -79,6 +79,18 @@ def test_the_first_few(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", numbered(70))
     check(First(open_images(str(tmp_path / "a.npy")), 66), numbered(70)[:66])
     check(First(open_images(str(tmp_path / "a.npy")), 100), numbered(70))
+    check(First(First(open_images(str(tmp_path / "a.npy")), 66), 10), numbered(70)[:10])
+
+
+def test_the_first_few_and_no_more(folder: Write, tmp_path: Path) -> None:
+    """What is wrong beyond them is not looked at."""
+    root = folder(numbered(12))
+    (root / "part2" / "010.png").write_bytes(b"junk")
+    check(First(open_images(str(root)), 10), numbered(12)[:10])
+    np.save(tmp_path / "a.npy", numbered(70))
+    (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-100])
+    check(First(open_images(str(tmp_path / "a.npy")), 66), numbered(70)[:66])
+    assert "is cut short" in refusal(tmp_path / "a.npy")
 
 
 def test_a_torchvision_data_set(tmp_path: Path) -> None:
@@ -115,6 +127,7 @@ def test_cifar10_sheets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     found = open_images("cifar10-test")
     assert len(found) == 10_000
     assert np.array_equal(next(found.batches(500, start=9_700)), images[9_700:])
+    assert np.array_equal(next(First(found, 9_800).batches(500, start=9_700)), images[9_700:9_800])
     with pytest.raises(EvaluationError, match=r"there is no file .*train_1.webp"):
         open_images("cifar10-train")
 
