@@ -34,7 +34,7 @@ class FolderImages(Images):
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
-        found = (file for file in self.path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        found = (file for file in below(self.path) if file.suffix.lower() in SUFFIXES)
         return tuple(sorted(found, key=lambda file: natural(file.relative_to(self.path).as_posix())))
 
     @property
@@ -72,6 +72,22 @@ class FolderImages(Images):
             return reader.picture(image, f"image {str(file)!r}")
 
         return stacked(one(file) for file in self.files[start:stop])
+
+
+def below(folder: Path, inside: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """All files in a folder and the folders below it, through links too, unless one leads back to where it lies."""
+    here = folder.resolve()
+    if here in inside:
+        return
+    try:
+        entries = list(folder.iterdir())
+    except OSError as error:
+        raise EvaluationError(f"folder {str(folder)!r} cannot be read: {error.strerror}") from error
+    for entry in entries:
+        if entry.is_dir():
+            yield from below(entry, inside | {here})
+        elif entry.is_file():
+            yield entry
 
 
 def natural(path: str) -> tuple[list[str | int], str]:
