@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,22 @@ class Reference(Population):
 
 
 def open_reference(path: Path) -> Reference:
-    """The reference in a file; an `EvaluationError` where it is none, or damaged."""
+    """The reference in a file; an `EvaluationError` where it is none, or damaged.
+
+    It is read, and its hash held to its content, once for as long as the file stays as it is.
+    """
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise EvaluationError(
+            f"reference {str(path)!r} cannot be read: {error.strerror}; make it with `qpass reference`"
+        ) from error
+    return _opened(path, path.resolve(), state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _opened(path: Path, place: Path, size: int, changed: int) -> Reference:
+    """`place`, `size` and `changed` are there so that another file under that path is read again."""
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get("qpass_reference", "{}"))
