@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -27,10 +28,11 @@ def read(path: Path) -> dict[str, Tensor]:
             with warnings.catch_warnings(action="ignore"):  # of a protocol that it reads out of any bytes
                 tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # an unpickler fails on other bytes in whatever way they lead it to
-        reason = next(iter(str(error).splitlines()), "") or "it ends too early"
+        # torch's own words are of pickle's insides, or recommend to run whatever code is in the file
+        own = isinstance(error, OSError | SafetensorError)
+        reason = str(error).splitlines()[0] if own else "it is no file of tensors that torch saved, or damaged"
         raise EvaluationError(
-            f"weights {str(path)!r} cannot be read ({type(error).__name__}: {reason}); fetch the file again, or "
-            f"{WANTED}"
+            f"weights {str(path)!r} cannot be read: {reason}; fetch the file again, or {WANTED}"
         ) from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise EvaluationError(f"weights {str(path)!r} must hold one state dict: tensors by name, nothing else")

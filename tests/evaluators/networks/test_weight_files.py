@@ -48,8 +48,9 @@ def test_what_cannot_be_read(tmp_path: Path, content: bytes, suffix: str) -> Non
         weight_files.read(file)
     text = str(caught.value)
     assert text.startswith(f"weights {str(file)!r} ")
-    assert "cannot be read (" in text or "must hold one state dict" in text
+    assert "cannot be read: " in text or "must hold one state dict" in text
     assert "\n" not in text
+    assert "weights_only" not in text  # no advice of torch's to run code from the file
 
 
 def test_what_can(tmp_path: Path) -> None:
