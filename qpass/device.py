@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+from typing import Any
+
 import torch
 
 from qpass.errors import DeviceError
@@ -29,3 +32,9 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def machine_of(device: torch.device) -> dict[str, Any]:
+    """What times depend on besides the model."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"host": platform.node(), "device": name, "threads": torch.get_num_threads()}

@@ -134,6 +134,12 @@ def prepared(
                 f"option {'.'.join((*whose, option))}: none of {', '.join(own)} is {'.'.join(whose)!r}"
             )
             continue
+        if option == "samples":
+            problems.append(
+                "option samples: it is how many images a recipe draws, and these are there already; "
+                "`qpass measure --samples N` takes the first N of them"
+            )
+            continue
         takers = [name for name in whose or own if option in fields[name]]
         if not takers:
             known = set().union(*(fields[name] for name in whose or own)) - {"samples"}

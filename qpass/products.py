@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from qpass import einsum
 from qpass.spec import NodeSpec, QuantSpec
 
 aten = torch.ops.aten
@@ -26,6 +27,10 @@ LINEARS = {F.linear, aten.linear.default}
 MATMULS = {
     torch.matmul, torch.bmm, torch.mm, operator.matmul, aten.matmul.default, aten.bmm.default, aten.mm.default
 }  # fmt: skip
+ADDED = {  # a product, and what it is added to
+    torch.baddbmm, torch.addmm, torch.addbmm, aten.baddbmm.default, aten.addmm.default, aten.addbmm.default
+}  # fmt: skip
+EINSUMS = {torch.einsum, aten.einsum.default}
 ATTENTIONS = {F.scaled_dot_product_attention, aten.scaled_dot_product_attention.default}
 
 
@@ -45,7 +50,7 @@ class Product:
 def count(
     graph: GraphModule, inputs: Sequence[Tensor], known: Mapping[str, Sequence[Product]] | None = None
 ) -> dict[str, tuple[Product, ...]]:
-    """Products by node, named by origin; a quantized node that cannot be counted has none.
+    """Products by node, named by origin; a quantized node, or an einsum, that cannot be counted has none.
 
     An op that is not known here is counted as the node of `known` that has its origin.
     """
@@ -72,8 +77,8 @@ class _Counting(Interpreter):
             spec = n.meta.get("qpass")
             if found := products(target, args, value, spec or NodeSpec()):
                 self.found[name] = found
-            elif spec is not None:
-                self.found[name] = tuple(_restated(p, spec) for p in self.known.get(name, ()))
+            elif spec is not None or _unknown_order(target, args):
+                self.found[name] = tuple(_restated(p, spec or NodeSpec()) for p in self.known.get(name, ()))
         return value
 
 
@@ -89,6 +94,14 @@ def products(target: Any, args: Sequence[Any], output: Any, spec: NodeSpec) -> t
         a, b = args[:2]
         macs = output.numel() * a.shape[-1]
         return (Product(macs=macs, left=_input_bits(spec, 0, a), right=_input_bits(spec, 1, b)),)
+    if target in ADDED:
+        a, b = args[1:3]
+        macs = a.numel() * b.shape[-1]
+        return (Product(macs=macs, left=_input_bits(spec, 1, a), right=_input_bits(spec, 2, b)),)
+    if target in EINSUMS and len(tensors := _operands(args)) == 2:
+        a, b = tensors
+        macs = einsum.macs(args[0], tensors)
+        return (Product(macs=macs, left=_input_bits(spec, 0, a), right=_input_bits(spec, 1, b)),) if macs else ()
     if target in ATTENTIONS:
         q, k, v = args[:3]
         weights = q.numel() // q.shape[-1] * k.shape[-2]  # attention weights, B x heads x L x S
@@ -98,6 +111,16 @@ def products(target: Any, args: Sequence[Any], output: Any, spec: NodeSpec) -> t
             Product(macs=weights * v.shape[-1], left=_bits(None, q), right=_input_bits(spec, 2, v)),
         )
     return ()
+
+
+def _operands(args: Sequence[Any]) -> Sequence[Tensor]:
+    """Einsum's tensors, which come one by one or in a list."""
+    return args[1] if isinstance(args[1], list | tuple) else args[1:]
+
+
+def _unknown_order(target: Any, args: Sequence[Any]) -> bool:
+    """Whether it is an einsum of three tensors or more: what it takes depends on the order torch chooses."""
+    return target in EINSUMS and len(_operands(args)) > 2
 
 
 def _weight(target: Any, args: Sequence[Any]) -> Tensor | None:

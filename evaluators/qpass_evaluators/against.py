@@ -35,13 +35,14 @@ def find(text: str, network: FeatureNetwork, bench: Bench, *, rows: bool, flags:
     return extract(network, open_images(text, bench.progress.say), bench) if found is None else found
 
 
-def check(text: str, network: FeatureNetwork, *, rows: bool, flags: str) -> None:
-    """Raise `EvaluationError` where `find`, or asking what it found for rows, would; no image is read for it."""
+def check(text: str, network: FeatureNetwork, *, rows: bool, flags: str) -> int:
+    """How many images, or with `rows` features, `find` would find; raises `EvaluationError` where it would, or where
+    there are no rows to be had. No image is read for it.
+    """
     found = chosen(text, network, rows=rows, flags=flags)
     if found is None:
-        open_images(text)
-    elif rows:
-        found.rows(next(iter(found.about["dimensions"])))
+        return len(open_images(text))
+    return len(found.rows(next(iter(found.about["dimensions"])))) if rows else found.count
 
 
 def fingerprint(text: str, network: FeatureNetwork, *, rows: bool, flags: str) -> str:

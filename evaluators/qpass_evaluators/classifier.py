@@ -9,12 +9,13 @@ import attrs
 import torch
 from attrs import validators as v
 
+from qpass.errors import RecipeError
 from qpass.evaluator import EvaluationError, Metric
 from qpass.images import Images
 from qpass.measuring import Bench
 from qpass.model import ModelAdapter
 from qpass.sampling import Sampling
-from qpass_evaluators.feature_evaluator import FeatureEvaluator
+from qpass_evaluators.feature_evaluator import FeatureEvaluator, drawn_size
 from qpass_evaluators.through_inception import SAMPLES
 
 if TYPE_CHECKING:
@@ -43,7 +44,10 @@ class ClassAccuracy(FeatureEvaluator):
         return Classifier()
 
     def requires(self, model: ModelAdapter) -> None:
-        given = model.sampler().conditions(range(2 * CLASSES), Sampling()).given
+        try:
+            given = model.sampler().conditions(range(2 * CLASSES), Sampling()).given
+        except RecipeError:  # it lacks prompts, which would make no classes of CIFAR-10
+            given = ()
         in_turn = torch.arange(2 * CLASSES) % CLASSES
         if len(given) != 1 or given[0].shape != in_turn.shape or not torch.equal(given[0].cpu(), in_turn):
             raise EvaluationError(
@@ -51,6 +55,8 @@ class ClassAccuracy(FeatureEvaluator):
                 f"without such classes; remove use = {self.name!r} from [[evaluators]]"
             )
         super().requires(model)
+        if size := drawn_size(model):
+            self.network().check_size(*size)
 
     def measure(self, images: Images, bench: Bench) -> Sequence[Metric]:
         seen = self.see(images, bench)

@@ -11,7 +11,8 @@ from attrs import validators as v
 from qpass.evaluator import Metric
 from qpass.images import Images
 from qpass.measuring import Bench
-from qpass_evaluators.feature_evaluator import FeatureEvaluator, at_least
+from qpass.model import ModelAdapter
+from qpass_evaluators.feature_evaluator import FeatureEvaluator, at_least, drawn_size
 from qpass_evaluators.networks.feature_network import FeatureNetwork
 from qpass_evaluators.statistics.score import scores, shuffled
 from qpass_evaluators.through_inception import SAMPLES
@@ -38,8 +39,16 @@ class ClassifierScore(FeatureEvaluator):
 
         return Classifier()
 
+    def needed(self) -> tuple[int, str]:
+        return self.splits, f"a score of {self.splits} splits"
+
+    def requires(self, model: ModelAdapter) -> None:
+        super().requires(model)
+        if size := drawn_size(model):
+            self.network().check_size(*size)
+
     def measure(self, images: Images, bench: Bench) -> Sequence[Metric]:
-        at_least(self.name, len(images), self.splits, f"a score of {self.splits} splits")
+        at_least(self.name, len(images), *self.needed())
         seen = self.see(images, bench)
         found = scores(shuffled(seen.rows("logits"), self.seed), self.splits)
         return (

@@ -28,7 +28,8 @@ def clipped(graph: GraphModule, ctx: PassContext, rows: int) -> float | None:
             )
         )  # fmt: skip
         a = scheduler.alphas_cumprod[int(first.step.t)]
-        image, _ = predicted(config.prediction_type, first.output, first.before, a)
-        outside += int((image.abs() > config.clip_sample_range).sum())
+        output = first.output[:, : sampler.shape[0]]  # a learned variance follows the noise
+        image, _ = predicted(config.prediction_type, output, first.before, a)
+        outside += int((~(image.abs() <= config.clip_sample_range)).sum())  # NaN is in no range
         total += image.numel()
     return outside / total

@@ -18,9 +18,10 @@ TOP = 20  # nodes shown in the report
 class Cost(Evaluator):
     """MACs of one denoise call at batch 1, and BOPs = MACs x bits of one factor x bits of the other.
 
-    Counted: convolutions, linears, and the two products of every attention; nothing else. Floating point counts as
-    32 bits, or 16 where the tensor is bf16 or fp16; bit widths by output channel count with their mean.
-    Convolution: numel(output) x C_in / groups x k_h x k_w. Linear, matmul: numel(output) x the length of each sum.
+    Counted: convolutions, linears, and products of matrices such as the two of every attention; nothing else. Floating
+    point counts as 32 bits, or 16 where the tensor is bf16 or fp16; bit widths by output channel count with their
+    mean. Convolution: numel(output) x C_in / groups x k_h x k_w. Linear, matmul: numel(output) x the length of each
+    sum. An einsum of three tensors or more is named as not counted.
     """
 
     name: ClassVar[str] = "cost"

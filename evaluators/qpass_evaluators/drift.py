@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import attrs
@@ -14,7 +14,7 @@ from qpass.manager import PassContext
 from qpass_evaluators.clipped import clipped
 from qpass_evaluators.images import GraphImages, ReferenceImages
 from qpass_evaluators.noise import OUTPUT, NoiseTable, measure
-from qpass_evaluators.similarity import psnr, ssim
+from qpass_evaluators.similarity import psnr, ssim, window
 
 WORST = 4  # nodes whose SQNR is also shown by timestep
 
@@ -56,16 +56,18 @@ class Drift(Evaluator):
 
     def score(self, candidate: Observation, reference: Observation | None) -> Sequence[Metric]:
         protocol = candidate.protocol
+        called = _as_called(protocol)
         metrics = []
         if "sqnr" in candidate.numbers:
-            metrics.append(self._pair("sqnr", candidate.numbers["sqnr"], "dB", {**protocol, "rows": self.rows}))
+            metrics.append(self._pair("sqnr", candidate.numbers["sqnr"], "dB", {**called, "rows": self.rows}))
         if reference is not None:
             ours, theirs = candidate.images["samples"], reference.images["samples"]
             protocol = {**protocol, "images": len(ours)}
             pooled = {**protocol, "mse": "mean over all images"}
             metrics.append(self._pair("psnr", psnr(theirs, ours), "dB", pooled))
-            window = {**protocol, "window": "gaussian 11, sigma 1.5, valid region, mean over channels"}
-            metrics.append(self._pair("ssim", float(ssim(theirs, ours).mean()), "", window))
+            side = window(ours.shape[1], ours.shape[2])
+            how = {**protocol, "window": f"gaussian {side}, sigma 1.5, valid region, mean over channels"}
+            metrics.append(self._pair("ssim", float(ssim(theirs, ours).mean()), "", how))
         for seen in filter(None, (reference, candidate)):
             if "clipped" in seen.numbers:
                 metrics.append(self._clipped(seen, "quantized" if seen is candidate else "original"))
@@ -75,7 +77,7 @@ class Drift(Evaluator):
         return Metric(name=name, value=value, unit=unit, subject="pair", protocol=protocol)
 
     def _clipped(self, seen: Observation, subject: Literal["original", "quantized"]) -> Metric:
-        protocol = {**seen.protocol, "rows": self.rows, "step": "first"}
+        protocol = {**_as_called(seen.protocol), "rows": self.rows, "step": "first"}
         return Metric(
             name="clipped",
             value=seen.numbers["clipped"],
@@ -84,6 +86,14 @@ class Drift(Evaluator):
             subject=subject,
             protocol=protocol,
         )
+
+
+def _as_called(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """The protocol of what is measured on the models' outputs: they are called as they are.
+
+    To compile them, or to multiply in bf16, is for drawing images alone.
+    """
+    return {key: value for key, value in protocol.items() if key not in ("compiled", "precision")}
 
 
 def curves(table: NoiseTable) -> dict[str, Series]:

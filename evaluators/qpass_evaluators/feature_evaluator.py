@@ -6,10 +6,13 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import attrs
+
 from qpass.evaluator import EvaluationError, Metric
 from qpass.images import Images
 from qpass.measuring import Bench, ImageEvaluator
 from qpass.model import ModelAdapter
+from qpass.sampling import Sampler, to_uint8
 from qpass_evaluators import against
 from qpass_evaluators.features import Features, extract
 from qpass_evaluators.population import Population
@@ -21,6 +24,15 @@ if TYPE_CHECKING:
 PIXELS = "uint8, 0..255"  # what every network here is given, whatever was drawn or read
 
 
+def drawn_size(model: ModelAdapter) -> tuple[int, int] | None:
+    """Height and width of the images drawn from a model; None where only its decoder knows, which has weights."""
+    sampler = model.sampler()
+    if sampler.decode not in (to_uint8, attrs.fields(Sampler).decode.default):
+        return None
+    _, height, width = sampler.shape
+    return height, width
+
+
 class FeatureEvaluator(ImageEvaluator):
     """Looks at images through a feature network."""
 
@@ -30,8 +42,19 @@ class FeatureEvaluator(ImageEvaluator):
     def network(self) -> FeatureNetwork:
         """Through which network."""
 
+    def needed(self) -> tuple[int, str]:
+        """How many images the formula takes at least, and what of it needs them."""
+        return 1, "it"
+
     def requires(self, model: ModelAdapter) -> None:
-        self.network().protocol()  # names the weights, so they must be there
+        least, why = self.needed()
+        if self.samples < least:
+            raise EvaluationError(
+                f"{self.name}: samples = {self.samples} is too small; {why} needs at least {least}"
+            )
+        network = self.network()
+        network.protocol()  # names the weights, so they must be there
+        network.check()
 
     def fingerprint(self) -> str:
         return self.network().fingerprint()
@@ -62,7 +85,7 @@ class ComparingEvaluator(FeatureEvaluator):
 
     def requires(self, model: ModelAdapter) -> None:
         super().requires(model)
-        against.check(self.against, self.network(), rows=self.rows, flags=self.flags())
+        self.check_against(self.network())
 
     def fingerprint(self) -> str:
         compared = against.fingerprint(self.against, self.network(), rows=self.rows, flags=self.flags())
@@ -70,12 +93,22 @@ class ComparingEvaluator(FeatureEvaluator):
 
     def measure(self, images: Images, bench: Bench) -> Sequence[Metric]:
         network = self.network()
-        against.check(self.against, network, rows=self.rows, flags=self.flags())
+        at_least(self.name, len(images), *self.needed())
+        self.check_against(network)
         ours = self.see(images, bench)
         theirs = against.find(self.against, network, bench, rows=self.rows, flags=self.flags())
         if theirs.size != ours.size:
             bench.warn(f"{self.name}: images of {ours.size} are compared with images of {theirs.size}")
         return self.compare(ours, theirs, bench)
+
+    def check_against(self, network: FeatureNetwork) -> None:
+        """Raise `EvaluationError` where what is compared with is not there, does not fit, or is too little."""
+        count = against.check(self.against, network, rows=self.rows, flags=self.flags())
+        least, why = self.needed()
+        if count < least:
+            raise EvaluationError(
+                f"{self.name}: {self.against!r} gives {count} to compare with, and {why} needs at least {least}"
+            )
 
     def reference(self, images: Images, bench: Bench, about: Mapping[str, Any]) -> bytes:
         return make_reference(self.network(), images, bench, about)

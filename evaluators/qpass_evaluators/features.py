@@ -19,9 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from qpass.evaluator import EvaluationError
 from qpass.files import checksum, write_file
 from qpass.images import Images
 from qpass.measuring import Bench
+from qpass.source import source_hash
 from qpass_evaluators.population import Population
 from qpass_evaluators.statistics.moments import Moments, gather
 
@@ -86,15 +88,14 @@ class Features(Population):
 
 def extract(network: FeatureNetwork, images: Images, bench: Bench) -> Features:
     """The features of all images; those that are already on disk are not computed again."""
-    key = {"images": images.fingerprint(), "protocol": dict(network.protocol()), "device": bench.device.type}
-    folder = bench.folder / "features" / checksum(key)[:16]
+    folder = bench.folder / "features" / mark(network, images, bench)
     total = math.ceil(len(images) / ROWS)
     done = 0
     size, digest = "", ""
     while done < total and (kept := read(place(folder, done))) is not None:
         size, digest = kept.size, chained(digest, kept.pixels)
         done += 1
-    for index, shard in enumerate(shards(network, images, bench, start=done), done):
+    for index, shard in enumerate(shards(network, images, bench, start=done, size=size), done):
         tensors = {name: rows.contiguous() for name, rows in shard.features.items()}
         about = {"size": shard.size, "pixels": shard.pixels}
         about["checksum"] = hash_of(tensors)
@@ -103,15 +104,31 @@ def extract(network: FeatureNetwork, images: Images, bench: Bench) -> Features:
     return Features(images=images, network=network, folder=folder, about={"size": size, "digest": digest[:16]})
 
 
-def shards(network: FeatureNetwork, images: Images, bench: Bench, start: int = 0) -> Iterator[Shard]:
-    """The features of the images from shard number `start` on."""
+def mark(network: FeatureNetwork, images: Images, bench: Bench, **more: Any) -> str:
+    """A hash of all that features depend on, code and libraries included, and of what else a caller names."""
+    from qpass.run.fingerprint import own_code, versions
+
+    code = {"qpass": source_hash("qpass"), **own_code(network)}  # the former reads the images
+    seen = {"images": images.fingerprint(), "protocol": dict(network.protocol()), "device": bench.device.type}
+    return checksum({**seen, "code": code, "versions": versions(), **more})[:16]
+
+
+def shards(
+    network: FeatureNetwork, images: Images, bench: Bench, start: int = 0, size: str = ""
+) -> Iterator[Shard]:
+    """The features of the images from shard number `start` on; those before, if any, have images of `size`."""
     first = start * ROWS
     if first >= len(images):
         return
     with bench.progress.task(f"features of {images.name}", len(images) - first) as task:
         for batch in images.batches(ROWS, first):
+            found = f"{batch.shape[1]}x{batch.shape[2]}"
+            if found != (size := size or found):  # a source read from here on knows nothing of those before
+                raise EvaluationError(
+                    f"{images.name}: images must be of one size, but from number {first} on they are {found}, and "
+                    f"those before are {size}; resize them, or leave the odd ones out"
+                )
             features = network.features(batch, bench.device)
-            size = f"{batch.shape[1]}x{batch.shape[2]}"
             yield Shard(features=features, size=size, pixels=hashlib.sha256(batch.tobytes()).hexdigest())
             task.advance(len(batch))
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from qpass.evaluator import Metric
 from qpass.measuring import Bench
-from qpass_evaluators.feature_evaluator import ComparingEvaluator, at_least
+from qpass_evaluators.feature_evaluator import ComparingEvaluator
 from qpass_evaluators.features import Features
 from qpass_evaluators.population import Population
 from qpass_evaluators.statistics.frechet import frechet
@@ -18,10 +18,12 @@ class GaussianEvaluator(ComparingEvaluator):
 
     output: ClassVar[str] = "pool"
 
+    def needed(self) -> tuple[int, str]:
+        return 2, "a covariance"
+
     def compare(self, ours: Features, theirs: Population, bench: Bench) -> Sequence[Metric]:
         moments = ours.moments(self.output), theirs.moments(self.output)
         for side, seen in zip((ours, theirs), moments, strict=True):
-            at_least(self.name, seen.count, 2, "a covariance")
             if seen.count <= seen.dimensions:
                 bench.warn(
                     f"{self.name}: {seen.count} images ({side.name}) for {seen.dimensions} dimensions; the figure is "

@@ -53,9 +53,12 @@ class InceptionScore(FeatureEvaluator):
             )
         return network
 
+    def needed(self) -> tuple[int, str]:
+        return self.splits, f"a score of {self.splits} splits"
+
     def measure(self, images: Images, bench: Bench) -> Sequence[Metric]:
         network = self.network()
-        at_least(self.name, len(images), self.splits, f"a score of {self.splits} splits")
+        at_least(self.name, len(images), *self.needed())
         seen = self.see(images, bench)
         found = scores(shuffled(seen.rows("logits"), self.seed), self.splits)
         how = {"classes": network.dimensions()["logits"], "splits": self.splits, "order_seed": self.seed}

@@ -10,7 +10,6 @@ from attrs import validators as v
 
 from qpass.evaluator import Metric
 from qpass.measuring import Bench
-from qpass_evaluators.feature_evaluator import at_least
 from qpass_evaluators.features import Features
 from qpass_evaluators.population import Population
 from qpass_evaluators.statistics.kernel import kernel_distances
@@ -35,9 +34,11 @@ class Kid(InceptionEvaluator):
     )
     seed: int = attrs.field(default=2020, validator=v.ge(0), metadata={"help": "of the subsets"})
 
+    def needed(self) -> tuple[int, str]:
+        return 2, "an unbiased estimate"
+
     def compare(self, ours: Features, theirs: Population, bench: Bench) -> Sequence[Metric]:
         a, b = ours.rows("pool"), theirs.rows("pool")
-        at_least(self.name, min(len(a), len(b)), 2, "an unbiased estimate")
         size = min(self.subset_size, len(a), len(b))
         if size < self.subset_size:
             bench.warn(f"kid: subsets of {size} images, since there are no {self.subset_size} on both sides")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -13,7 +14,8 @@ from qpass.evaluator import EvaluationError, Metric, Observation, Subject
 from qpass.images import DrawnImages, Images, OriginalImages, open_images
 from qpass.manager import PassContext
 from qpass.measuring import Bench, ImageEvaluator, bench
-from qpass_evaluators.feature_evaluator import PIXELS
+from qpass.model import ModelAdapter
+from qpass_evaluators.feature_evaluator import PIXELS, drawn_size
 
 BATCH = 64
 
@@ -38,7 +40,21 @@ class LpipsDistance(ImageEvaluator):
     def measure(self, images: Images, bench: Bench) -> Sequence[Metric]:
         if not self.against:
             raise EvaluationError("lpips compares image by image; say with which images, as the option `against`")
-        return self.pairs(images, open_images(self.against, bench.progress.say), bench)
+        others = open_images(self.against, bench.progress.say)
+        metric, digest = self.pairs(images, others, bench)
+        compared = {
+            "reference": others.name,
+            "reference_images": len(others),
+            "reference_size": metric.protocol["size"],
+            "reference_hash": digest,
+        }
+        return (attrs.evolve(metric, protocol={**metric.protocol, **compared}),)
+
+    def requires(self, model: ModelAdapter) -> None:
+        from qpass_evaluators.networks.lpips import Lpips
+
+        if size := drawn_size(model):
+            Lpips().check_size(*size)
 
     def observe(self, subject: Subject, ctx: PassContext) -> Observation:
         """Of the original alone there is nothing to see."""
@@ -46,13 +62,14 @@ class LpipsDistance(ImageEvaluator):
             return Observation()
         originals = ctx.get(OriginalImages(count=self.samples), ctx.reference)
         images = ctx.get(DrawnImages(count=self.samples), subject.graph)
-        return self.seen(self.pairs(images, originals, bench(ctx)))
+        metric, _ = self.pairs(images, originals, bench(ctx))  # how both are drawn is in the protocol already
+        return self.seen((metric,))
 
     def subject(self, role: str) -> str:
         return "pair"
 
-    def pairs(self, images: Images, others: Images, bench: Bench) -> Sequence[Metric]:
-        """The mean distance of images of the same number."""
+    def pairs(self, images: Images, others: Images, bench: Bench) -> tuple[Metric, str]:
+        """The mean distance of images of the same number, and a hash of the others' pixels."""
         from qpass_evaluators.networks.lpips import Lpips
 
         if len(images) != len(others):
@@ -61,7 +78,7 @@ class LpipsDistance(ImageEvaluator):
                 f"{others.name}; give as many of both"
             )
         network = Lpips()
-        found = []
+        found, pixels = [], hashlib.sha256()
         with bench.progress.task("lpips", len(images)) as task:
             for one, other in zip(images.batches(BATCH), others.batches(BATCH), strict=True):
                 if one.shape != other.shape:
@@ -70,8 +87,10 @@ class LpipsDistance(ImageEvaluator):
                         f"lpips: images of {sizes[0]} cannot be compared with images of {sizes[1]}"
                     )
                 found.append(network.distance(one, other, bench.device).double().cpu())
+                pixels.update(other.tobytes())
                 task.advance(len(one))
         size = f"{one.shape[1]}x{one.shape[2]}"
         protocol = {**network.protocol(), **images.protocol(), "pixels": PIXELS, "size": size}
         value = float(torch.cat(found).mean())
-        return (Metric(name="lpips", value=value, better="lower", subject="pair", protocol=protocol),)
+        metric = Metric(name="lpips", value=value, better="lower", subject="pair", protocol=protocol)
+        return metric, pixels.hexdigest()[:16]

@@ -10,7 +10,6 @@ from attrs import validators as v
 
 from qpass.evaluator import Metric
 from qpass.measuring import Bench
-from qpass_evaluators.feature_evaluator import at_least
 from qpass_evaluators.features import Features
 from qpass_evaluators.population import Population
 from qpass_evaluators.statistics import manifold
@@ -35,9 +34,11 @@ class PrecisionRecall(InceptionEvaluator):
         default=3, validator=v.ge(1), metadata={"help": "k: which neighbour's distance is the radius"}
     )
 
+    def needed(self) -> tuple[int, str]:
+        return self.neighbours + 1, f"neighbour {self.neighbours}"
+
     def compare(self, ours: Features, theirs: Population, bench: Bench) -> Sequence[Metric]:
         a, b = ours.rows("pool"), theirs.rows("pool")
-        at_least(self.name, min(len(a), len(b)), self.neighbours + 1, f"neighbour {self.neighbours}")
         precision, recall = manifold.precision_recall(a, b, self.neighbours)
         how = {
             "output": "pool",

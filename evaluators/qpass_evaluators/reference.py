@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,8 @@ from qpass.evaluator import EvaluationError
 from qpass.files import checksum, write_file
 from qpass.images import Images
 from qpass.measuring import Bench
-from qpass_evaluators.features import ROWS, chained, hash_of, shards
+from qpass.source import source_hash
+from qpass_evaluators.features import ROWS, chained, hash_of, mark, shards
 from qpass_evaluators.population import Population
 from qpass_evaluators.statistics.moments import Moments, moments_of, nothing, symmetric, upper
 
@@ -90,7 +92,22 @@ class Reference(Population):
 
 
 def open_reference(path: Path) -> Reference:
-    """The reference in a file; an `EvaluationError` where it is none, or damaged."""
+    """The reference in a file; an `EvaluationError` where it is none, or damaged.
+
+    It is read, and its hash held to its content, once for as long as the file stays as it is.
+    """
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise EvaluationError(
+            f"reference {str(path)!r} cannot be read: {error.strerror}; make it with `qpass reference`"
+        ) from error
+    return _opened(path, path.resolve(), state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _opened(path: Path, place: Path, size: int, changed: int) -> Reference:
+    """`place`, `size` and `changed` are there so that another file under that path is read again."""
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get("qpass_reference", "{}"))
@@ -150,15 +167,10 @@ class State:
 
 def accumulate(network: FeatureNetwork, images: Images, bench: Bench, rows: int) -> State:
     """Moments of all images, and `rows` rows of features; checkpoints lie in the bench's folder."""
-    key = checksum(
-        {
-            "images": images.fingerprint(),
-            "protocol": dict(network.protocol()),
-            "device": bench.device.type,
-            "rows": rows,
-        }
-    )
-    file = bench.folder / f"checkpoint-{key[:16]}.safetensors"
+    # what it holds are moments, of which the network's own code need know nothing
+    code = source_hash("qpass_evaluators")
+    name = mark(network, images, bench, rows=rows, moments=code)
+    file = bench.folder / f"checkpoint-{name}.safetensors"
     state = load_checkpoint(file) or State(
         done=0,
         size="",
@@ -168,7 +180,7 @@ def accumulate(network: FeatureNetwork, images: Images, bench: Bench, rows: int)
     )
     total = math.ceil(len(images) / ROWS)
     wanted = chosen(len(images), rows)
-    for shard in shards(network, images, bench, start=state.done):
+    for shard in shards(network, images, bench, start=state.done, size=state.size):
         first = state.done * ROWS
         here = wanted[(wanted >= first) & (wanted < first + len(shard))] - first
         state = State(

@@ -35,9 +35,18 @@ def ssim(a: Pictures, b: Pictures, size: int = 11, sigma: float = 1.5) -> Pictur
     >>> ssim(np.zeros((2, 16, 16, 3), np.uint8), np.zeros((2, 16, 16, 3), np.uint8))
     array([1., 1.])
     """
-    fits = min(size, *a.shape[1:3])
-    kernel = _gaussian(fits - (fits + 1) % 2, sigma)
+    kernel = _gaussian(window(a.shape[1], a.shape[2], size), sigma)
     return np.array([_ssim(_planes(x), _planes(y), kernel) for x, y in zip(a, b, strict=True)])
+
+
+def window(height: int, width: int, size: int = 11) -> int:
+    """The side of the window that `ssim` takes on images of that size.
+
+    >>> window(32, 32), window(8, 32)
+    (11, 7)
+    """
+    fits = min(size, height, width)
+    return fits - (fits + 1) % 2
 
 
 def _ssim(x: Tensor, y: Tensor, kernel: Tensor) -> float:

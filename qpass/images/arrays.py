@@ -40,19 +40,19 @@ class ArrayImages(Images):
         state = self.path.stat()
         return hashlib.sha256(f"{self.path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}".encode()).hexdigest()
 
-    def read(self, start: int) -> Iterator[Pictures]:
+    def read(self, start: int, stop: int) -> Iterator[Pictures]:
         reader = Reader(self.label, self.say)
-        for first, piece in self._pieces(start):
+        for first, piece in self._pieces(start, stop):
             yield checked_array(piece, first, self.label, reader)
 
-    def _pieces(self, start: int) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
         shape = self.shape if len(self.shape) == 4 else (*self.shape, 1)
         bytes_each = int(np.prod(shape[1:])) * self.dtype.itemsize
         with self._opened() as file:
             self._header(file)
             file.seek(start * bytes_each, 1)
-            for first in range(start, len(self), PIECE):
-                count = min(PIECE, len(self) - first)
+            for first in range(start, stop, PIECE):
+                count = min(PIECE, stop - first)
                 try:
                     raw = file.read(count * bytes_each)
                 except (zipfile.BadZipFile, OSError, EOFError) as error:
@@ -101,7 +101,7 @@ class ArrayImages(Images):
         if self.dtype == np.uint8:
             return
         if np.issubdtype(self.dtype, np.floating):
-            for first, piece in self._pieces(0):  # names the image that holds NaN, if one does
+            for first, piece in self._pieces(0, len(self)):  # names the image that holds NaN, if one does
                 checked_array(piece, first, self.label, Reader(self.label, self.say))
         raise EvaluationError(
             f"{self.label}: images must be uint8, not {self.dtype}; round them to 0..255 as a saved PNG would be"

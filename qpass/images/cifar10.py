@@ -50,19 +50,26 @@ class Cifar10Images(Images):
     def fingerprint(self) -> str:
         return f"{self._name} {files_fingerprint(self.folder, self.files)}"
 
-    def read(self, start: int) -> Iterator[Pictures]:
+    def read(self, start: int, stop: int) -> Iterator[Pictures]:
         for number, file in enumerate(self.files):
-            begin = start - number * EACH
-            if begin < EACH:
-                yield sheet(file)[max(begin, 0) :]
+            begin, end = start - number * EACH, stop - number * EACH
+            if begin < EACH and end > 0:
+                yield sheet(file)[max(begin, 0) : end]
 
 
 def sheet(file: Path) -> Pictures:
     """The images of one sheet, row by row: 10,000 x 32 x 32 x 3."""
     from PIL import Image
 
-    with Image.open(file) as image:
-        # 3200 x 3200 pixels stay below PIL's limit on what it takes for an attack
-        pixels = np.asarray(image.convert("RGB"))
+    edge = ROWS * SIDE  # 3200 x 3200 pixels stay below PIL's limit on what it takes for an attack
+    try:
+        with Image.open(file) as image:
+            if image.size != (edge, edge):
+                raise ValueError(f"its size is {image.size[0]} x {image.size[1]}, not {edge} x {edge}")
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise EvaluationError(
+            f"CIFAR-10's sheet {str(file)!r} cannot be read: {error}; copy it again from where it came"
+        ) from error
     grid = pixels.reshape(ROWS, SIDE, ROWS, SIDE, 3)
     return np.ascontiguousarray(grid.transpose(0, 2, 1, 3, 4)).reshape(EACH, SIDE, SIDE, 3)

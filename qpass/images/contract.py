@@ -31,12 +31,12 @@ class Images(ABC):
         """Text that changes when they do, made without reading them all: under it, partial results are kept."""
 
     @abstractmethod
-    def read(self, start: int) -> Iterator[Pictures]:
-        """The images from number `start` on, in pieces of any length."""
+    def read(self, start: int, stop: int) -> Iterator[Pictures]:
+        """The images from number `start` to `stop` - 1, in pieces of any length; none beyond is looked at."""
 
     def batches(self, size: int, start: int = 0) -> Iterator[Pictures]:
         """The images from number `start` on, `size` at a time; the last batch may be shorter."""
-        return cut(self.read(start), size)
+        return cut(self.read(start, len(self)), size)
 
     def protocol(self) -> Mapping[str, Any]:
         """What a figure depends on besides the pixels: how many, and for images drawn from a model how."""
@@ -60,13 +60,8 @@ class First(Images):
     def fingerprint(self) -> str:
         return f"{self.images.fingerprint()}[:{self.count}]"
 
-    def read(self, start: int) -> Iterator[Pictures]:
-        left = len(self) - start
-        for piece in self.images.read(start):
-            if left <= 0:
-                return
-            yield piece[:left]
-            left -= len(piece)
+    def read(self, start: int, stop: int) -> Iterator[Pictures]:
+        return self.images.read(start, min(stop, len(self)))
 
     def protocol(self) -> Mapping[str, Any]:
         return {**self.images.protocol(), "images": len(self)}

@@ -10,7 +10,7 @@ from typing import Any
 from qpass.errors import did_you_mean
 from qpass.evaluator import EvaluationError
 from qpass.images.contract import Images, Pictures, Say, stacked
-from qpass.images.folder import files_fingerprint
+from qpass.images.folder import below, files_fingerprint
 from qpass.images.pixels import Reader
 
 
@@ -33,10 +33,10 @@ class ItemImages(Images):
         return len(self.items)
 
     def fingerprint(self) -> str:
-        files = sorted(file for file in self.root.rglob("*") if file.is_file())
+        files = sorted(below(self.root))
         return f"{self.label} {len(self)} {files_fingerprint(self.root, files)}"
 
-    def read(self, start: int) -> Iterator[Pictures]:
+    def read(self, start: int, stop: int) -> Iterator[Pictures]:
         reader = Reader(self.label, self.say)
 
         def one(index: int) -> Pictures:
@@ -48,7 +48,7 @@ class ItemImages(Images):
                 raise EvaluationError(f"{label} cannot be read: {error}") from error
             return reader.picture(image, label)
 
-        return stacked(one(index) for index in range(start, len(self)))
+        return stacked(one(index) for index in range(start, stop))
 
 
 def torchvision_images(text: str, say: Say) -> Images:

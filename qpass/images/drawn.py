@@ -49,10 +49,10 @@ class KeptImages(Images):
     def fingerprint(self) -> str:
         return f"{self.folder.name}[:{len(self)}]"
 
-    def read(self, start: int) -> Iterator[Pictures]:
+    def read(self, start: int, stop: int) -> Iterator[Pictures]:
         for begin, end in self.ranges:
-            if end > start:
-                yield self.load((begin, end))[max(start - begin, 0) :]
+            if end > start and begin < stop:
+                yield self.load((begin, end))[max(start - begin, 0) : stop - begin]
 
     def protocol(self) -> Mapping[str, Any]:
         return {"images": len(self), **self.facts}

@@ -1,4 +1,4 @@
-"""Images in a folder and the folders below it, in the order of their paths.
+"""Images in a folder and the folders below it, in the order of their paths, whose numbers count as numbers.
 
 Beside images that `qpass sample` drew lies a note of how; what is measured on them carries it.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -33,8 +34,8 @@ class FolderImages(Images):
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
-        found = (file for file in self.path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        return tuple(sorted(found, key=lambda file: file.relative_to(self.path).as_posix()))
+        found = (file for file in below(self.path) if file.suffix.lower() in SUFFIXES)
+        return tuple(sorted(found, key=lambda file: natural(file.relative_to(self.path).as_posix())))
 
     @property
     def name(self) -> str:
@@ -54,7 +55,7 @@ class FolderImages(Images):
         told = note if isinstance(note, dict) else {}
         return {**super().protocol(), **{key: value for key, value in told.items() if key not in PLACES}}
 
-    def read(self, start: int) -> Iterator[Pictures]:
+    def read(self, start: int, stop: int) -> Iterator[Pictures]:
         from PIL import Image
 
         reader = Reader(f"folder {str(self.path)!r}", self.say)
@@ -70,7 +71,33 @@ class FolderImages(Images):
                 ) from error
             return reader.picture(image, f"image {str(file)!r}")
 
-        return stacked(one(file) for file in self.files[start:])
+        return stacked(one(file) for file in self.files[start:stop])
+
+
+def below(folder: Path, inside: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """All files in a folder and the folders below it, through links too, unless one leads back to where it lies."""
+    here = folder.resolve()
+    if here in inside:
+        return
+    try:
+        entries = list(folder.iterdir())
+    except OSError as error:
+        raise EvaluationError(f"folder {str(folder)!r} cannot be read: {error.strerror}") from error
+    for entry in entries:
+        if entry.is_dir():
+            yield from below(entry, inside | {here})
+        elif entry.is_file():
+            yield entry
+
+
+def natural(path: str) -> tuple[list[str | int], str]:
+    """What to sort paths by, so that they come in the order in which they were numbered.
+
+    >>> sorted(["b/1.png", "a/10.png", "a/9.png"], key=natural)
+    ['a/9.png', 'a/10.png', 'b/1.png']
+    """
+    parts = re.split("([0-9]+)", path)  # text and digits in turns
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], path
 
 
 def files_fingerprint(root: Path, files: Iterable[Path]) -> str:

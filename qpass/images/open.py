@@ -19,6 +19,8 @@ cifar10-train or cifar10-test"""
 
 def open_images(text: str, say: Say = lambda line: None) -> Images:
     """The images that `text` names; what they are converted from is told to `say`."""
+    if not text:
+        raise EvaluationError(f"no images are named, as the text is empty; give {FORMS}")  # not those of "."
     if text in SHEETS:
         return Cifar10Images(text)
     if text.startswith("torchvision:"):

@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from qpass.activations import Samples
 from qpass.analysis import Analyses, Analysis
 from qpass.artifact.folder import GRAPH, Artifact, load_artifact, save
-from qpass.device import select_device
+from qpass.device import machine_of, select_device
 from qpass.errors import ModelError, QpassError, RecipeError
 from qpass.evaluator import Evaluator, Metric, Observation, Subject, check_metrics, check_observation, refuse
 from qpass.files import write_file
@@ -205,6 +205,8 @@ def observe(recipe: Recipe, ctx: PassContext, folder: RunFolder, base: str) -> S
         ctx.progress.say(f"evaluate {evaluator.name}")
         found: dict[str, Observation] = {}
         looks = [base, to_data(evaluator), own_code(evaluator), evaluator.fingerprint()]
+        if not evaluator.exact:
+            looks.append(machine_of(ctx.device))
         for subject in (
             Subject(role="original", graph=ctx.reference),
             Subject(role="quantized", graph=quantized, folder=folder.artifact),
@@ -217,6 +219,8 @@ def observe(recipe: Recipe, ctx: PassContext, folder: RunFolder, base: str) -> S
                 ctx.analyses.drop_graph(frozenset())  # those of the model looked at before
                 kept = _observe(evaluator, subject, ctx)
                 folder.write_observation(evaluator.name, subject.role, mark, kept, common)
+                # scored as it comes from disk, the first time too: types and order are then those of every run
+                kept = folder.read_observation(evaluator.name, subject.role, mark, common) or kept
             found[subject.role] = kept
         seen[evaluator.name] = found
     return seen

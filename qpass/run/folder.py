@@ -173,7 +173,7 @@ class RunFolder:
             document["images"] = sha256(aside / "images.safetensors")
             document = json.loads(json.dumps(document))  # keys are text from here on
             document["checksum"] = checksum(document)
-            (aside / "observation.json").write_text(json.dumps(document, sort_keys=True), encoding="utf-8")
+            (aside / "observation.json").write_text(json.dumps(document), encoding="utf-8")
 
 
 @attrs.define(eq=False)

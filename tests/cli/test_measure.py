@@ -137,6 +137,8 @@ MISTAKES = [
         "fid: resize must be one of 'pytorch', 'tensorflow', not 'torch'",
     ),
     (["--against", "b.npz", "--set", "splitz=3"], "no metric asked for has the option 'splitz'"),
+    (["--against", "b.npz", "--set", "samples=1"], "`qpass measure --samples N` takes the first N of them"),
+    (["--against", "b.npz", "--set", "fid.samples=1"], "option samples: it is how many images a recipe draws"),
     (["--against", "b.npz", "--set", "kid.seed=3"], "none of fid is 'kid'"),
     (["--against", "b.npz", "--set", "seed"], "--set: 'seed' is not KEY=VALUE"),
     (["--against", "nowhere"], "there are no images 'nowhere'"),

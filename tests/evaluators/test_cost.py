@@ -15,6 +15,7 @@ from torch.fx import GraphModule, symbolic_trace
 from torch.utils.flop_counter import FlopCounterMode
 
 from qpass.evaluator import Subject
+from qpass.graph import trace
 from qpass.products import count
 from qpass.spec import NodeSpec, QuantSpec
 
@@ -95,6 +96,41 @@ def test_attention_counts_both_products(fused: bool) -> None:
     q, k, v = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 4)
     parts = [p for products in count(graph, (q, k, v)).values() for p in products]
     assert [p.macs for p in parts] == [2 * 3 * 5 * 7 * 8, 2 * 3 * 5 * 7 * 4]
+
+
+class Products(nn.Module):
+    """A product of matrices in each way that torch has."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        weights = torch.baddbmm(torch.zeros(1, 1, 1), x, x.transpose(1, 2)).softmax(-1)
+        mixed = torch.einsum("bij, bjd -> bid", weights, x)
+        rows = torch.einsum("...id,...jd->...ij", mixed, x[0])
+        scaled = torch.einsum("bij,b->bij", rows, t.float())  # multiplies, and sums nothing
+        return torch.addmm(scaled[0], scaled[1], rows[0]) + torch.addbmm(rows[0], rows, scaled)
+
+
+def test_every_product_of_matrices_counts() -> None:
+    """Added ones and einsum's too: half of the FLOPs that PyTorch counts, which leaves out the last one."""
+    x, t = torch.randn(2, 5, 8), torch.tensor([1, 2])
+    with FlopCounterMode(display=False) as flops:
+        Products()(x, t)
+    for graph in (symbolic_trace(Products()), trace(Products(), (x, t))):
+        found = count(graph, (x, t))
+        assert [p.macs for parts in found.values() for p in parts] == [400, 400, 400, 125, 250]
+        assert flops.get_total_flops() == 2 * (400 + 400 + 400 + 125)
+
+
+def test_an_einsum_of_three_tensors_is_named(context: Any, mute: Any) -> None:
+    """What it takes depends on the order, so it is left out, and the protocol says so."""
+
+    class Three(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return torch.einsum("bchw,bcwv,b->bchv", x, x, t.float())
+
+    graph = symbolic_trace(Three())
+    seen = Cost().observe(Subject(role="original", graph=graph), context(graph, model=mute))
+    assert seen.numbers == {"macs": 0, "bops": 0}
+    assert seen.protocol["not counted"] == ["einsum"]
 
 
 def test_matmul_multiplies_the_bits_of_both_inputs() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -20,6 +21,7 @@ from torch.fx import GraphModule
 
 from qpass.evaluator import EvaluationError, Metric, Observation, Subject, refuse
 from qpass.model import ModelAdapter
+from qpass.protocol import differences
 from qpass.sampling import Sampling, generator, trajectory
 
 
@@ -96,6 +98,33 @@ def test_metrics_of_a_pair(teacher: GraphModule, planted: GraphModule, context: 
     assert candidate.series["sqnr by timestep: last"].y == candidate.series["sqnr by timestep"].y
 
 
+def test_protocols_are_those_of_the_measurement(
+    teacher: GraphModule, planted: GraphModule, context: Any, tmp_path: Path
+) -> None:
+    """Images drawn in bf16 say so; SQNR and what is clipped are equal to the last bit to those without, and look it."""
+    drift, found = Drift(samples=2, rows=2), []
+    for precision in ("model", "bfloat16"):
+        ctx = context(
+            teacher, sampling=Sampling(steps=2, batch=2, precision=precision), scratch=tmp_path / precision
+        )
+        found.append(by_name(drift.score(*observe(planted, ctx, drift))))
+    for name in ("sqnr", "clipped"):
+        assert found[0][name] == found[1][name]
+        assert not {"precision", "compiled"} & found[0][name].protocol.keys()
+    for name in ("psnr", "ssim"):
+        assert differences(found[0][name].protocol, found[1][name].protocol) == [
+            "precision 'model' against 'bfloat16'"
+        ]
+
+
+@pytest.mark.parametrize(("side", "window"), [(32, 11), (8, 7)])
+def test_the_window_is_the_one_used(side: int, window: int) -> None:
+    """On images below 11 pixels SSIM's is smaller, and the protocol says by how much."""
+    seen = Observation(images={"samples": np.zeros((1, side, side, 3), np.uint8)})
+    protocol = by_name(Drift().score(seen, seen))["ssim"].protocol
+    assert protocol["window"] == f"gaussian {window}, sigma 1.5, valid region, mean over channels"
+
+
 def test_a_model_does_not_drift_from_itself(teacher: GraphModule, context: Any) -> None:
     """An exact copy has infinite SQNR and PSNR, and SSIM 1."""
     drift = Drift(samples=2, rows=2)
@@ -126,6 +155,30 @@ def test_the_share_that_the_first_step_clips(
     assert metrics[0].value != metrics[1].value
     ctx = attrs.evolve(ctx, sampling=attrs.evolve(ctx.sampling, clip="never"))
     assert clipped(planted, ctx, 5) is None
+
+
+def test_a_model_that_predicts_variance_too(teacher: GraphModule, context: Any) -> None:
+    """What is clipped is its image: all figures are those of the same model without variance, drawn alike."""
+    wide = copy.deepcopy(teacher)
+    wide.last = torch.nn.Conv2d(8, 6, 3, padding=1, bias=False)
+    with torch.no_grad():
+        wide.last.weight.copy_(torch.cat([teacher.last.weight, torch.zeros(3, 8, 3, 3)]))
+    drift = Drift(samples=2, rows=2)
+    ctx = context(wide, sampling=Sampling(scheduler="ddpm", variance="learned-range", steps=4, batch=3))
+    candidate, original = observe(copy.deepcopy(wide), ctx, drift)
+    metrics = by_name(drift.score(candidate, original))
+    assert metrics["sqnr"].value == metrics["psnr"].value == math.inf
+    narrow = context(teacher, sampling=Sampling(scheduler="ddpm", variance="fixed-small", steps=4, batch=3))
+    assert metrics["clipped"].value == 100 * clipped(teacher, narrow, 2) > 0  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_number_counts_as_clipped(teacher: GraphModule, context: Any, value: float) -> None:
+    """A model that puts out NaN has nothing within the range, and does not look like one that needs no clip."""
+    graph = copy.deepcopy(teacher)
+    with torch.no_grad():
+        graph.last.weight.fill_(value)
+    assert clipped(graph, context(teacher), 2) == 1.0
 
 
 def test_values_overwritten_later_are_compared_as_they_were(context: Any, spec: Callable[..., Any]) -> None:

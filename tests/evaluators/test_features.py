@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from qpass_evaluators import features
+from PIL import Image
+from qpass_evaluators import features, reference
 from qpass_evaluators.features import extract
+from qpass_evaluators.networks.feature_network import FeatureNetwork
+from qpass_evaluators.reference import make_reference
 from thumbnail import Failing, PowerError, Thumbnail
 
+from qpass.evaluator import EvaluationError
 from qpass.images import open_images
 from qpass.measuring import Bench
+from qpass.run import fingerprint
 
 Photos = Callable[..., Path]
 
@@ -21,6 +29,7 @@ Photos = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def _short_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "ROWS", 32)
+    monkeypatch.setattr(reference, "ROWS", 32)
 
 
 def test_they_are_the_networks(thumbnail: list[int], photos: Photos, tmp_path: Path) -> None:
@@ -73,6 +82,83 @@ def test_a_damaged_shard_is_computed_again(thumbnail: list[int], photos: Photos,
     assert sum(thumbnail) == 68
     assert again.digest == whole.digest
     assert torch.equal(again.rows("pool"), rows)
+
+
+@pytest.mark.parametrize("make", [extract, partial(make_reference, about={"name": "mine", "command": ""})])
+def test_mixed_sizes_are_refused_twice(
+    thumbnail: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., object]
+) -> None:
+    """Where the second size begins with a shard, what was kept of the first attempt does not let the second pass."""
+    for module, name, value in ((features, "ROWS", 64), (reference, "ROWS", 64), (reference, "EVERY", 1)):
+        monkeypatch.setattr(module, name, value)
+    for index in range(70):
+        side = 8 if index < 64 else 16
+        Image.new("RGB", (side, side)).save(tmp_path / f"{index:02d}.png")
+    for message in ("'.*64.png' is 16 x 16 and image '.*00.png' is 8 x 8", "on they are 16x16, and those before"):
+        with pytest.raises(EvaluationError, match=f"images must be of one size.*{message}"):
+            make(Thumbnail(), open_images(str(tmp_path)), Bench(folder=tmp_path / "work"))
+    assert thumbnail == [32, 32]
+
+
+OWN = """
+import attrs, torch
+from qpass_evaluators.networks.feature_network import FeatureNetwork
+
+@attrs.frozen(kw_only=True)
+class Own(FeatureNetwork):
+    name = "own"
+
+    def fingerprint(self):
+        return "none"
+
+    def protocol(self):
+        return {"features": "own", "weights": "none", "resize": "none", "precision": "float32"}
+
+    def dimensions(self):
+        return {"pool": 3}
+
+    def prepare(self, device):
+        return lambda images: {"pool": FACTOR * torch.from_numpy(images).float().mean((1, 2))}
+"""
+
+
+def own(file: Path, factor: int) -> FeatureNetwork:
+    """A network whose code lies in a file, read anew."""
+    file.write_text(OWN.replace("FACTOR", str(factor)))
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[file.stem] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    network: FeatureNetwork = module.Own()
+    return network
+
+
+@pytest.mark.parametrize("change", ["code", "versions"])
+def test_other_code_and_other_libraries_see_anew(
+    photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """In one folder, with one protocol: features and references are never those of what has changed since."""
+    images, bench, file = (
+        open_images(str(photos("a", 10))),
+        Bench(folder=tmp_path / "work"),
+        tmp_path / "own_net.py",
+    )
+    monkeypatch.setitem(sys.modules, file.stem, sys)  # so that it is as it was afterwards
+    before = own(file, 1)
+    first = extract(before, images, bench)
+    reference.accumulate(before, images, bench, rows=2)
+    if change == "code":
+        network = own(file, 3)
+    else:
+        network = before
+        monkeypatch.setattr(fingerprint, "version", lambda name: "0")
+    second, state = extract(network, images, bench), reference.accumulate(network, images, bench, rows=2)
+    factor = 3 if change == "code" else 1
+    assert second.folder != first.folder
+    assert torch.allclose(second.rows("pool"), factor * first.rows("pool"))
+    assert torch.allclose(state.moments["pool"].mean, factor * first.moments("pool").mean)
+    assert len(list(bench.folder.glob("checkpoint-*"))) == 2
 
 
 def test_nothing_is_mixed_up(thumbnail: list[int], photos: Photos, tmp_path: Path) -> None:

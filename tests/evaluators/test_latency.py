@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from qpass.evaluator import Subject
 from qpass.memory import peak_rise
 from qpass.model import ModelAdapter
+from qpass.sampling import Sampling
 
 NAMES = {"ms_per_step", "images_per_second", "peak_memory_mb"}
 
@@ -36,10 +37,29 @@ def test_both_models_are_measured_side_by_side(teacher: GraphModule, context: An
     assert not Latency.exact
 
 
+def test_the_original_alone_is_not_timed(teacher: GraphModule, context: Any) -> None:
+    """Its figures are those from beside the quantized model, and nothing else of it is ever shown."""
+    latency, ctx = Latency(batch=2, repeats=1, warmup=0), context(teacher)
+    calls: list[object] = []
+    teacher.register_forward_hook(lambda *call: calls.append(call))
+    original = latency.observe(Subject(role="original", graph=teacher), ctx)
+    assert not calls
+    candidate = latency.observe(Subject(role="quantized", graph=copy.deepcopy(teacher)), ctx)
+    assert calls
+    assert latency.score(candidate, original) == latency.score(candidate, None)
+
+
+def test_how_the_model_is_called_is_told(teacher: GraphModule, context: Any) -> None:
+    """Compiling and bf16 are for drawing images; the protocol says that what was timed had neither."""
+    ctx = context(teacher, sampling=Sampling(steps=2, precision="bfloat16", compiled=True))
+    seen = Latency(batch=1, repeats=1, warmup=0).observe(Subject(role="quantized", graph=teacher), ctx)
+    assert (seen.protocol["precision"], seen.protocol["compiled"]) == ("model", False)
+
+
 def test_a_model_that_cannot_sample_has_no_rate(teacher: GraphModule, context: Any, mute: ModelAdapter) -> None:
     """Without sampling there are no images per second, and the rest is measured all the same."""
     latency, ctx = Latency(batch=2, repeats=1, warmup=0), context(teacher, model=mute)
-    seen = latency.observe(Subject(role="original", graph=teacher), ctx)
+    seen = latency.observe(Subject(role="quantized", graph=copy.deepcopy(teacher)), ctx)
     assert {m.name for m in latency.score(seen, None)} == NAMES - {"images_per_second"}
 
 

@@ -13,7 +13,7 @@ from qpass_evaluators.features import extract
 from qpass_evaluators.fid import Fid
 from qpass_evaluators.kid import Kid
 from qpass_evaluators.networks import Inception
-from qpass_evaluators.reference import make_reference, open_reference
+from qpass_evaluators.reference import content_hash, make_reference, open_reference
 from qpass_evaluators.statistics.frechet import frechet
 from thumbnail import Failing, PowerError, Thumbnail
 
@@ -158,3 +158,35 @@ def test_a_file_that_is_not_there(thumbnail: list[int], tmp_path: Path) -> None:
     """Named, with the command that makes one."""
     with pytest.raises(EvaluationError, match=r"there is no reference .*none.safetensors'; make it with"):
         Fid(against=str(tmp_path / "none.safetensors")).requires(None)  # type: ignore[arg-type]
+
+
+def test_a_file_is_read_whole_once(
+    thumbnail: list[int],
+    make: Callable[..., Path],
+    photos: Photos,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However often a run asks for it; another file in its place is read again, and a damaged one is refused."""
+    monkeypatch.delenv("QPASS_DATA", raising=False)
+    file = make(name="real")
+    monkeypatch.setattr(against, "SHIPPED", tmp_path)  # finds it by name, as it does what ships
+    held: list[str] = []
+
+    def counted(*content: Any) -> str:
+        held.append(content_hash(*content))
+        return held[-1]
+
+    monkeypatch.setattr(reference, "content_hash", counted)
+    evaluator, images = Fid(against="real"), open_images(str(photos("drawn", 20, seed=5)))
+    evaluator.requires(None)  # type: ignore[arg-type]
+    for _ in range(2):
+        evaluator.fingerprint()
+        evaluator.measure(images, Bench(folder=tmp_path / "work"))
+    assert len(held) == 1
+    before = evaluator.fingerprint()
+    file.write_bytes(make(name="real", rows=5).read_bytes())
+    assert evaluator.fingerprint() != before
+    file.write_bytes(file.read_bytes()[:-3] + b"abc")
+    with pytest.raises(EvaluationError, match="is damaged"):
+        evaluator.fingerprint()

@@ -8,7 +8,9 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["qpass.images.contract", "qpass.images.drawn", "qpass.protocol"])
+@pytest.mark.parametrize(
+    "name", ["qpass.images.contract", "qpass.images.drawn", "qpass.images.folder", "qpass.protocol"]
+)
 def test_examples(name: str) -> None:
     """Each module has some, and all hold."""
     result = doctest.testmod(importlib.import_module(name))

@@ -27,10 +27,10 @@ def numbered(count: int, size: int = 4) -> np.ndarray:
 def folder(tmp_path: Path) -> Write:
     """Writes images as files, in folders below one another."""
 
-    def write(images: np.ndarray, suffix: str = ".png") -> Path:
+    def write(images: np.ndarray, suffix: str = ".png", digits: int = 3) -> Path:
         root = tmp_path / "images"
         for index, image in enumerate(images):
-            file = root / f"part{index // 5}" / f"{index:03d}{suffix}"
+            file = root / f"part{index // 5}" / f"{index:0{digits}d}{suffix}"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(file, lossless=True)
         return root
@@ -55,6 +55,11 @@ def test_a_folder(folder: Write, suffix: str) -> None:
     check(open_images(str(folder(numbered(12), suffix))), numbered(12))
 
 
+def test_a_folder_that_numbers_without_zeros(folder: Write) -> None:
+    """The tenth follows the ninth, of files and of folders, so that pairs are those of folders with zeros."""
+    check(open_images(str(folder(numbered(60), digits=1))), numbered(60))
+
+
 @pytest.mark.parametrize("key", ["arr_0", "images"])
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_an_npz(tmp_path: Path, key: str, save: Callable[..., None]) -> None:
@@ -74,6 +79,18 @@ def test_the_first_few(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", numbered(70))
     check(First(open_images(str(tmp_path / "a.npy")), 66), numbered(70)[:66])
     check(First(open_images(str(tmp_path / "a.npy")), 100), numbered(70))
+    check(First(First(open_images(str(tmp_path / "a.npy")), 66), 10), numbered(70)[:10])
+
+
+def test_the_first_few_and_no_more(folder: Write, tmp_path: Path) -> None:
+    """What is wrong beyond them is not looked at."""
+    root = folder(numbered(12))
+    (root / "part2" / "010.png").write_bytes(b"junk")
+    check(First(open_images(str(root)), 10), numbered(12)[:10])
+    np.save(tmp_path / "a.npy", numbered(70))
+    (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-100])
+    check(First(open_images(str(tmp_path / "a.npy")), 66), numbered(70)[:66])
+    assert "is cut short" in refusal(tmp_path / "a.npy")
 
 
 def test_a_torchvision_data_set(tmp_path: Path) -> None:
@@ -110,8 +127,23 @@ def test_cifar10_sheets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     found = open_images("cifar10-test")
     assert len(found) == 10_000
     assert np.array_equal(next(found.batches(500, start=9_700)), images[9_700:])
+    assert np.array_equal(next(First(found, 9_800).batches(500, start=9_700)), images[9_700:9_800])
     with pytest.raises(EvaluationError, match=r"there is no file .*train_1.webp"):
         open_images("cifar10-train")
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "small"])
+def test_a_damaged_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    """It is named, with what to do."""
+    file = tmp_path / "cifar10" / "test.webp"
+    file.parent.mkdir()
+    Image.fromarray(numbered(1, 64)[0]).save(file, lossless=True)
+    whole = file.read_bytes()
+    file.write_bytes({"empty": b"", "text": b"RIFFjunk", "cut": whole[:500], "small": whole}[damage])
+    monkeypatch.setenv("QPASS_DATA", str(tmp_path))
+    text = refusal("cifar10-test")
+    assert text.startswith(f"CIFAR-10's sheet {str(file)!r} cannot be read: ")
+    assert text.endswith("; copy it again from where it came")
 
 
 def test_the_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,8 +268,11 @@ def test_damaged_archives(tmp_path: Path) -> None:
     assert "e.npz' is damaged near image" in refusal(tmp_path / "e.npz")
 
 
-def test_names_that_are_nothing(tmp_path: Path) -> None:
-    """What can be given is listed; a near name is offered."""
+def test_names_that_are_nothing(folder: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be given is listed; a near name is offered; empty text does not stand for the current folder."""
+    monkeypatch.chdir(folder(numbered(3)))
+    assert "no images are named, as the text is empty; give a folder of PNG" in refusal("")
+    assert len(open_images(".")) == 3
     assert "there are no images 'nowhere'; give a folder of PNG" in refusal("nowhere")
     assert "did you mean 'cifar10-train'" in refusal("cifar10-trian")
     (tmp_path / "a.txt").write_text("x")

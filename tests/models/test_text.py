@@ -11,10 +11,12 @@ import numpy as np
 import pipelines
 import pytest
 import torch
+from qpass_evaluators.classifier import ClassAccuracy
 from qpass_models.diffusers_model import DiffusersModel
 from qpass_models.in_memory import InMemory
 
 from qpass.errors import ModelError, RecipeError
+from qpass.evaluator import EvaluationError, refuse
 from qpass.sampling import Sampling, generator
 
 pytest.importorskip("transformers")
@@ -162,3 +164,10 @@ def test_the_fingerprint_knows_the_text_encoder(pipeline_folder, tmp_path):
     config = folder / "text_encoder" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_act": "gelu"}))
     assert DiffusersModel(path=str(folder)).fingerprint() != before
+
+
+def test_has_no_classes_of_cifar10(pipeline_folder):
+    """The evaluator that needs them says so, and asks for no prompts."""
+    adapter = DiffusersModel(path=str(pipeline_folder("stable-diffusion")))
+    with pytest.raises(EvaluationError, match="needs a model of CIFAR-10's ten classes, and 'diffusers' draws"):
+        refuse(ClassAccuracy(), adapter)

@@ -37,6 +37,8 @@ samples = 4
 rows = 2
 [[evaluators]]
 use = "size"
+[[evaluators]]
+use = "cost"
 """
 
 

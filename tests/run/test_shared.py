@@ -101,5 +101,5 @@ def test_times_are_not_shared(recipe: Path, catalog: Catalog, tmp_path: Path) ->
     """How long the original took is measured in every run, beside its own quantized model."""
     carry_out(recipe, catalog, tmp_path / "a", tmp_path / "shared", *PATIENT)
     kept = {file.name.split("-")[0] for file in (tmp_path / "shared" / "observations").iterdir()}
-    assert kept == {"drift", "size"}
+    assert kept == {"drift", "size", "cost"}
     assert (tmp_path / "a" / "stages" / "observations" / "latency-original").is_dir()

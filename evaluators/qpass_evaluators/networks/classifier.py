@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qpass.evaluator import EvaluationError
 from qpass_evaluators.networks import weight_files
-from qpass_evaluators.networks.feature_network import CPU, FeatureNetwork, Pictures, Run, as_tensor, check_images
+from qpass_evaluators.networks.feature_network import FeatureNetwork, Pictures, Run, as_tensor
 
 WIDTHS = (32, 64, 128, 224)
 CLASSES = 10
@@ -107,12 +107,9 @@ class Classifier(FeatureNetwork):
     def dimensions(self) -> Mapping[str, int]:
         return {"logits": CLASSES, "pool": WIDTHS[-1]}
 
-    def features(self, images: Pictures, device: torch.device = CPU) -> Mapping[str, Tensor]:
-        check_images(self.name, images)
-        if images.shape[1:3] != (SIZE, SIZE):
-            height, width = images.shape[1:3]
+    def check_size(self, height: int, width: int) -> None:
+        if (height, width) != (SIZE, SIZE):
             raise EvaluationError(f"{self.name}: images must be {SIZE} x {SIZE}, not {height} x {width}")
-        return super().features(images, device)
 
     def prepare(self, device: torch.device) -> Run:
         net = _load(self.path, self.fingerprint(), device)

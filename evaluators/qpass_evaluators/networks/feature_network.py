@@ -43,9 +43,18 @@ class FeatureNetwork(ABC):
     def prepare(self, device: torch.device) -> Run:
         """A function from one batch of images to its features on that device; weights are read here."""
 
+    def check(self) -> None:
+        """Raise `EvaluationError` where its file of weights holds none that fit; asked before images are drawn."""
+        return
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise `EvaluationError` where it cannot look at images of that size."""
+        return
+
     def features(self, images: Pictures, device: torch.device = CPU) -> Mapping[str, Tensor]:
         """uint8 images N x H x W x 3 to fp32 features (N, dimension) on the CPU, for any N."""
         check_images(self.name, images)
+        self.check_size(*images.shape[1:3])
         run = self.prepare(device)
         parts: dict[str, list[Tensor]] = {
             name: [torch.empty(0, width)] for name, width in self.dimensions().items()

@@ -61,6 +61,10 @@ class Inception(FeatureNetwork):
         full = bool(self.weights) and inception_weights.has_classes(self.path, self.fingerprint())
         return {"pool": 2048, "spatial": 2023, **({"logits": inception_weights.CLASSES} if full else {})}
 
+    def check(self) -> None:
+        if self.weights:
+            inception_weights.read(self.path)
+
     def prepare(self, device: torch.device) -> Run:
         dtype, shrink = PRECISIONS[self.precision], RESIZES[self.resize]
         weights = inception_weights.load(self.path, self.fingerprint(), dtype, device, self.batch)

@@ -36,20 +36,27 @@ def downloaded() -> Path | None:
     return file if file.is_file() else None
 
 
+def read(path: Path) -> dict[str, Tensor]:
+    """What the file holds; an `EvaluationError` where that is not this network."""
+    state = weight_files.read(path)
+    wanted = {f"{name}.{part}" for name in KERNELS for part in ("conv.weight", *NORM)}
+    weight_files.check_names(path, set(state), wanted, WHAT)
+    for name, shape in KERNELS.items():
+        if tuple(state[f"{name}.conv.weight"].shape) != shape:
+            found = tuple(state[f"{name}.conv.weight"].shape)
+            raise EvaluationError(f"weights {str(path)!r}: {name}.conv.weight must be {shape}, not {found}")
+    return state
+
+
 @lru_cache(maxsize=4)
 def load(path: Path, fingerprint: str, dtype: torch.dtype, device: torch.device, batch: int) -> Weights:
     """Ready to run on that device, in batches of about that size.
 
     `fingerprint` is there so that a file that changed is read again.
     """
-    state = weight_files.read(path)
-    wanted = {f"{name}.{part}" for name in KERNELS for part in ("conv.weight", *NORM)}
-    weight_files.check_names(path, set(state), wanted, WHAT)
+    state = read(path)
     made = {}
-    for name, shape in KERNELS.items():
-        if tuple(state[f"{name}.conv.weight"].shape) != shape:
-            found = tuple(state[f"{name}.conv.weight"].shape)
-            raise EvaluationError(f"weights {str(path)!r}: {name}.conv.weight must be {shape}, not {found}")
+    for name in KERNELS:
         weight, bias = fold(name, state)
         made[name] = convolution(name, weight.to(device, dtype), bias.to(device, dtype), batch)
     classes = state.get("fc.weight")

@@ -51,17 +51,20 @@ class Lpips:
             "precision": "float32",
         }
 
+    def check_size(self, height: int, width: int) -> None:
+        """Raise `EvaluationError` where images of that size are too small."""
+        if min(height, width) < SMALLEST:
+            raise EvaluationError(
+                f"{self.name}: images must be at least {SMALLEST} x {SMALLEST}, not {height} x {width}"
+            )
+
     def distance(self, a: Pictures, b: Pictures, device: torch.device = CPU) -> Tensor:
         """uint8 images N x H x W x 3, twice, to the distance of each pair (N,), fp32 on the CPU."""
         for images in (a, b):
             check_images(self.name, images)
         if a.shape != b.shape:
             raise EvaluationError(f"{self.name}: images must come in pairs, not {a.shape} beside {b.shape}")
-        if min(a.shape[1:3]) < SMALLEST:
-            height, width = a.shape[1:3]
-            raise EvaluationError(
-                f"{self.name}: images must be at least {SMALLEST} x {SMALLEST}, not {height} x {width}"
-            )
+        self.check_size(*a.shape[1:3])
         weights = _load(SHIPPED, self.fingerprint(), device)
         found = [torch.empty(0)]
         with torch.inference_mode(), full_precision(device):

@@ -64,6 +64,16 @@ class TimmBackbone(FeatureNetwork):
         net: Any = _outline(self.model, self.size)
         return {"pool": int(getattr(net, "head_hidden_size", net.num_features))}
 
+    def check(self) -> None:
+        net = _outline(self.model, self.size)
+        state = _fitting(net, self.model, self.path)
+        for name, tensor in net.state_dict().items():
+            if name in state and state[name].shape != tensor.shape:
+                shapes = f"{tuple(tensor.shape)}, not {tuple(state[name].shape)}"
+                raise EvaluationError(
+                    f"weights {str(self.path)!r} do not fit {self.model}: {name} must be {shapes}"
+                )
+
     def prepare(self, device: torch.device) -> Run:
         net = _load(self.model, self.size, self.path, self.fingerprint(), device)
         config = _config(net, self.size)
@@ -141,17 +151,23 @@ def _outline(model: str, size: int) -> nn.Module:
 @lru_cache(maxsize=1)
 def _load(model: str, size: int, path: Path, fingerprint: str, device: torch.device) -> nn.Module:
     """The trained model; `fingerprint` is there so that a file that changed is read again."""
-    net, state = _create(model, size), weight_files.read(path)
+    net = _create(model, size)
+    try:
+        net.load_state_dict(_fitting(net, model, path), strict=False)
+    except RuntimeError as error:  # a shape that differs
+        raise EvaluationError(f"weights {str(path)!r} do not fit {model}: {_first(error)}") from error
+    return net.to(device)
+
+
+def _fitting(net: nn.Module, model: str, path: Path) -> dict[str, Tensor]:
+    """The file's tensors under the net's names; an `EvaluationError` where some are missing."""
+    state = weight_files.read(path)
     # timm's own conversion from the names of the original release, and to another image size
     if convert := getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None):
         state = convert(state, net)
     wanted = {name for name in net.state_dict() if not name.endswith("num_batches_tracked")}
     weight_files.check_names(path, set(state), wanted, model)
-    try:
-        net.load_state_dict({name: state[name] for name in wanted}, strict=False)
-    except RuntimeError as error:  # a shape that differs
-        raise EvaluationError(f"weights {str(path)!r} do not fit {model}: {_first(error)}") from error
-    return net.to(device)
+    return {name: state[name] for name in wanted}
 
 
 def _first(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from qpass.evaluator import EvaluationError
 
 SHIPPED = Path(__file__).with_name("weights")
+WANTED = "give the path of a .safetensors, .pt or .pth file"
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -24,15 +25,21 @@ def read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             tensors = load_file(path)
         else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise EvaluationError(f"weights {str(path)!r} cannot be read: {str(error).splitlines()[0]}") from error
+            with warnings.catch_warnings(action="ignore"):  # of a protocol that it reads out of any bytes
+                tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # an unpickler fails on other bytes in whatever way they lead it to
+        # torch's own words are of pickle's insides, or recommend to run whatever code is in the file
+        own = isinstance(error, OSError | SafetensorError)
+        reason = str(error).splitlines()[0] if own else "it is no file of tensors that torch saved, or damaged"
+        raise EvaluationError(
+            f"weights {str(path)!r} cannot be read: {reason}; fetch the file again, or {WANTED}"
+        ) from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise EvaluationError(f"weights {str(path)!r} must hold one state dict: tensors by name, nothing else")
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
 
 
-def require(path: Path, way_out: str = "give the path of a .safetensors, .pt or .pth file") -> None:
+def require(path: Path, way_out: str = WANTED) -> None:
     """Raise `EvaluationError` where there is no such file."""
     if not path.is_file():
         raise EvaluationError(f"weights {str(path)!r} are no file; {way_out}")
