@@ -18,7 +18,7 @@ _ATEN = frozenset(
     """
     _safe_softmax _softmax _to_copy _unsafe_view abs adaptive_avg_pool2d add addmm alias amax amin arange argmax
     argmin avg_pool2d baddbmm bitwise_and bitwise_not bitwise_or bmm broadcast_to bucketize cat ceil chunk clamp
-    clamp_max clamp_min clone concat constant_pad_nd contiguous conv1d conv2d conv3d copy cos cumsum detach
+    clamp_max clamp_min clone concat constant_pad_nd contiguous conv1d conv2d conv3d copy cos cumsum detach diagonal
     diagonal_scatter div einsum elu embedding empty empty_like eq exp exp2 expand expand_as eye fill flatten flip
     floor floor_divide full full_like gather ge gelu group_norm gt hardsigmoid hardswish index index_put
     index_select interpolate isfinite isnan layer_norm le leaky_relu lift_fresh_copy linear linspace log log2

@@ -15,6 +15,7 @@ from torch.fx import Graph, GraphModule
 
 from qpass.artifact.graph_json import graph_from_json, graph_to_json
 from qpass.errors import ArtifactError
+from qpass.graph import trace
 from qpass.spec import NodeSpec, QuantSpec, parse_spec
 
 aten = torch.ops.aten
@@ -129,3 +130,23 @@ def test_modules_with_no_place(module: nn.Module, message: str) -> None:
     graph.output(graph.call_module("inner", (graph.placeholder("x"),)))
     with pytest.raises(ArtifactError, match=f"'inner' {message}"):
         graph_to_json(GraphModule(root, graph), {})
+
+
+class Slices(nn.Module):
+    """Writes into parts of a tensor, as FreeU does."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Some of it twice as large, some of it 0."""
+        y = x.clone()
+        y[:, :2] = y[:, :2] * 2
+        y[:, 3] = t[:, None]
+        y.diagonal(dim1=1, dim2=2).zero_()
+        return y
+
+
+def test_writes_into_slices_are_kept() -> None:
+    """Traced they are functions of values, and those an artifact holds."""
+    inputs = (torch.randn(3, 5, 5, generator=torch.Generator().manual_seed(0)), torch.ones(3))
+    graph = trace(Slices(), inputs, dynamic=((0,), (0,)))
+    assert "scatter" in graph.code
+    assert torch.equal(through(graph)(*inputs), Slices()(*inputs))

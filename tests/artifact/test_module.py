@@ -139,6 +139,23 @@ def test_wrong_calls(load: Load, args: int, kwargs: dict[str, Any], message: str
         loaded(*given, **kwargs)
 
 
+@pytest.mark.parametrize(
+    ("model", "size", "message"),
+    [
+        ("ldm", (9, 8), "UNet2DConditionModel was given 9 x 8, and this artifact takes multiples of 2 only"),
+        ("dit", (4, 16), "DiTTransformer2DModel was given 4 x 16, and this artifact draws 8 x 8 only"),
+    ],
+)
+def test_sizes_it_was_not_traced_for(load: Load, model: str, size: tuple[int, int], message: str) -> None:
+    """They are named, and the way out; 4 x 16 has as many patches as 8 x 8, and would be drawn as that."""
+    case, loaded = load(model)
+    x, t, last = case.example(2)
+    key = {"ldm": "encoder_hidden_states", "dit": "class_labels"}[model]
+    assert loaded(x, timestep=t, **{key: last}).sample.shape == x.shape
+    with pytest.raises(ValueError, match=message):
+        loaded(torch.zeros(2, x.shape[1], *size), timestep=t, **{key: last})
+
+
 def test_config_dtype_and_device(load: Load) -> None:
     """What pipelines read off a denoiser is there: its config by key and attribute, its dtype and device."""
     case, loaded = load("unet", "int8 channel", "int8 tensor", "bfloat16")

@@ -140,7 +140,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name, diffusers class, configuration. `sample_size` of Flux is ours: the class itself has none."""
 
 OPTIONAL = {"pixart": ("encoder_attention_mask",)}
-RESIZABLE = ("unet", "unet-classes", "ldm", "sdxl")
+RESIZABLE = ("unet", "unet-classes", "ldm", "sdxl", "flux")
 NAMES = (*CONFIGS, "vit", "timm-dit")
 
 
