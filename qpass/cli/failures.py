@@ -1,4 +1,4 @@
-"""Say what went wrong in one line, and choose the exit code: 2 the user's mistake, 1 ours, 130 interrupted."""
+"""Say what went wrong in one line, and choose the exit code: 2 the user's mistake, 1 a bug, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import errno
 import os
 import sys
 import traceback
+from importlib.metadata import entry_points
 
 import click
 
 from qpass.errors import QpassError, StorageError
 
+OURS = ("qpass", "qpass_passes", "qpass_models", "qpass_evaluators")
 _STORAGE = {
     errno.ENOSPC: ("the disk is full", "make room"),
     errno.EDQUOT: ("the disk quota is used up", "make room"),
@@ -32,7 +34,7 @@ def report(error: BaseException, *, debug: bool) -> int:
         _say("error:", _with_notes(error))
         return error.exit_code
     hint = "" if debug else "\n  --debug shows the traceback"
-    _say("this is a bug in qpass:", f"{type(error).__name__}: {_with_notes(error)}{hint}")
+    _say(f"this is a bug in {_culprit(error)}:", f"{type(error).__name__}: {_with_notes(error)}{hint}")
     return 1
 
 
@@ -80,6 +82,19 @@ def _usage(error: click.ClickException) -> str:
     if isinstance(error, click.UsageError) and error.ctx is not None:
         message += f"\n  `{error.ctx.command_path} --help` explains the command"
     return message
+
+
+def _culprit(error: BaseException) -> str:
+    """Whose code failed, or asked something impossible of a library: qpass's, or the line of a plugin."""
+    plugins = {entry.module.partition(".")[0] for entry in entry_points(group="qpass")}
+    found = "qpass"
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        root = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if root in OURS:
+            found = "qpass"
+        elif root in plugins or root.startswith("qpass_plugin_"):  # the latter from a file, by --plugin
+            found = f"{frame.f_code.co_filename}, line {line}"
+    return found
 
 
 def _with_notes(error: BaseException) -> str:

@@ -17,7 +17,7 @@ EXIT_CODES = """
 \b
 Exit codes:
   0    it worked
-  1    a bug in qpass
+  1    a bug in qpass, or in a plugin
   2    a mistake in the command, the recipe, a plugin or a file, or a full disk
   130  interrupted
 """

@@ -6,12 +6,13 @@ import errno
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import qpass
+from qpass.cli import failures, main
 from qpass.cli import list as listing
-from qpass.cli import main
 from qpass.errors import RecipeError
 
 
@@ -63,6 +64,21 @@ def test_a_bug_is_called_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert main(["list", "recipes"]) == 1
     err = capsys.readouterr().err
     assert err == "this is a bug in qpass: ZeroDivisionError: division by zero\n  --debug shows the traceback\n"
+
+
+def test_a_plugins_bug_is_said_to_be_the_plugins(capsys: pytest.CaptureFixture[str]) -> None:
+    """By file and line, where it is its code that failed; code of ours that it called is ours."""
+    source = "def fail():\n    return 1 / 0\n\ndef call(ours):\n    return ours()\n"
+    plugin: dict[str, Any] = {"__name__": "qpass_plugin_mine"}
+    exec(compile(source, "mine.py", "exec"), plugin)
+    for function, arguments, culprit in (
+        ("fail", (), "mine.py, line 2"),
+        ("call", (lambda: failures.storage(OSError()),), "qpass"),
+    ):
+        with pytest.raises((ZeroDivisionError, AssertionError)) as caught:
+            plugin[function](*arguments)
+        assert failures.report(caught.value, debug=False) == 1
+        assert capsys.readouterr().err.startswith(f"this is a bug in {culprit}: ")
 
 
 @pytest.mark.parametrize("args", [["--debug", "list", "recipes"], ["list", "recipes", "--debug"]])
