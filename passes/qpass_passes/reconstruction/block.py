@@ -20,6 +20,7 @@ from qpass_passes.soft_rounding import annealed
 
 HELD_OUT = 128  # rows, at most, on which a block's loss is measured and which it does not learn from
 LEAST = 0.01  # of its first value: a step size that learns at a rate above itself would pass 0
+BLUR = 0.002  # of a block's loss, at most, may be the error of bf16 itself where `auto` is to take it
 EVERY = 50  # iterations between two looks at whether anything is left to learn
 
 
@@ -34,6 +35,7 @@ class Trace:
     flipped: float  # share of codes that learning changed
     seconds: float
     kept: bool  # False where what was there before was better after all
+    half: bool  # whether it learned in bf16
 
 
 def reconstruct(
@@ -41,7 +43,6 @@ def reconstruct(
 ) -> Trace:
     """Learn one block's rounding and step sizes. `targets` are the outputs that the loss is of, by place."""
     started = time.monotonic()
-    half = objective.half(data.device)
     draws = torch.Generator().manual_seed(seed)
     # rows come ordered by timestep, and both kinds are to have some of each
     shuffled = torch.randperm(data.count, generator=draws)
@@ -51,26 +52,34 @@ def reconstruct(
     module: Any = torch.compile(soft, dynamic=False) if objective.compiled else soft
     layers = soft.roundings()
 
-    def loss_of(index: Tensor, inputs: list[Tensor], run: Any) -> Tensor:
-        given = run(data.t[index].to(data.device), *inputs)
+    def outputs(index: Tensor, inputs: list[Tensor], run: Any, half: bool) -> list[Tensor]:
+        with torch.autocast(data.device.type, torch.bfloat16, enabled=half):
+            given = run(data.t[index].to(data.device), *inputs)
+        return [given[place] for place in targets]
+
+    def loss_of(index: Tensor, ours: list[Tensor], theirs: list[Tensor] | None = None) -> Tensor:
         nodes = [soft.block.outputs[place] for place in targets]
-        each = [
-            distance(given[place], data.target(node, index), objective.norm, data.weights.get(node))
-            for place, node in zip(targets, nodes, strict=True)
-        ]
-        return torch.stack(each).sum()
+        theirs = [data.target(node, index) for node in nodes] if theirs is None else theirs
+        each = zip(ours, theirs, nodes, strict=True)
+        return torch.stack([distance(a, b, objective.norm, data.weights.get(node)) for a, b, node in each]).sum()
 
     @torch.no_grad()
-    def measured() -> float:
+    def measured(of_half: bool = False) -> float:
+        """The loss as things stand; `of_half`: that of the outputs in bf16 against those in single precision."""
         soft.eval()
         soft.set(soft=False, activations=objective.activations, drop=0.0)
         total = 0.0
         for index in torch.split(held.sort().values, data.forward):
             inputs = [data.rounded(node, index) for node in soft.block.inputs]
-            total += float(loss_of(index, inputs, soft)) * len(index)
+            ours = outputs(index, inputs, soft, False)
+            loss = loss_of(index, outputs(index, inputs, soft, True), ours) if of_half else loss_of(index, ours)
+            total += float(loss) * len(index)
         return total / len(held)
 
     before = measured()
+    half = objective.half(data.device)
+    if half and objective.precision == "auto":
+        half = measured(of_half=True) <= BLUR * before
     first = {home: one.codes for home, one in soft.layers.items()}
     scales = [one.scale.detach().clone() for one in soft.learned_steps()]
     done = 0
@@ -81,8 +90,7 @@ def reconstruct(
         for done in range(1, objective.iterations + 1):
             index = train[torch.randint(len(train), (min(objective.batch, len(train)),), generator=draws)]
             inputs = [_mixed(data, node, index, objective.mix) for node in soft.block.inputs]
-            with torch.autocast(data.device.type, torch.bfloat16, enabled=half):
-                loss = loss_of(index, inputs, module)
+            loss = loss_of(index, outputs(index, inputs, module, half))
             if objective.decay:
                 for group in optimizer.param_groups:
                     group["lr"] = group["first"] * (1 + math.cos(math.pi * (done - 1) / objective.iterations)) / 2
@@ -112,7 +120,7 @@ def reconstruct(
                 quantizer.scale.copy_(scale)
     return Trace(
         block=soft.block.name, before=before, after=after if kept else before, iterations=done, flipped=share,
-        seconds=time.monotonic() - started, kept=kept,
+        seconds=time.monotonic() - started, kept=kept, half=half,
     )  # fmt: skip
 
 

@@ -44,7 +44,8 @@ class LearningPass(FittingOptions, Pass):
     precision: Precision = attrs.field(
         default="float32",
         metadata={
-            "help": "of products while learning; `auto`: bfloat16 where the machine has instructions for it"
+            "help": "of products while learning; `auto`: bfloat16 where the machine has instructions for it, and "
+            "its error is small beside that of rounding"
         },
     )
     compiled: bool = attrs.field(
@@ -67,8 +68,9 @@ class LearningPass(FittingOptions, Pass):
 
     def key(self, graph: GraphModule, ctx: PassContext) -> str:
         """A hash of all that determines the result: under it, finished blocks are kept."""
-        half = self.objective().half(ctx.device)
-        options = to_data(attrs.evolve(self, precision="bfloat16" if half else "float32"))
+        # a machine that has no bf16 learns with `auto` as it would with float32
+        asked = self.precision if self.objective().half(ctx.device) else "float32"
+        options = to_data(attrs.evolve(self, precision=asked))
         parts = [identity(graph, ctx), options, to_data(ctx.calibration), source_hash("qpass_passes")]
         return digest(parts)[:16]
 
@@ -140,6 +142,7 @@ def told(traces: Sequence[Trace]) -> dict[str, dict[str, Any]]:
             "loss": [float(f"{one.before:.4g}"), float(f"{one.after:.4g}")],
             "iterations": one.iterations,
             "flipped": round(one.flipped, 4),
+            **({"precision": "bfloat16"} if one.half else {}),
             **({} if one.kept else {"kept": "what was there before, which was better"}),
         }
         for one in traces

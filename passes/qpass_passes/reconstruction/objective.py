@@ -45,7 +45,7 @@ class Objective:
     compiled: bool = False
 
     def half(self, device: torch.device) -> bool:
-        """Whether products are to be in bf16 there: `auto` is where the device has instructions for them."""
+        """Whether products may be in bf16 there: with `auto`, where the device has instructions for them."""
         return self.precision == "bfloat16" or (self.precision == "auto" and multiplies_bfloat16(device))
 
 
