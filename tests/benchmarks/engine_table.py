@@ -38,7 +38,7 @@ from qpass.recipe import read
 
 BLOCKS = {"cifar10-unet": "mid_block.resnets.0", "cifar10-dit": "transformer_blocks.0"}
 OURS = {"rate": 0.15, "batch": 16}  # what the preset fast has
-BUDGETS = (125, 250, 500, 1000, 2000, 4000, 8000)
+BUDGETS = (125, 250, 500, 1000, 2000, 4000, 8000, 16_000)
 SEED = 0
 
 
@@ -115,6 +115,8 @@ def main() -> None:
     parser.add_argument(
         "--loop", nargs=2, type=float, metavar=("LOSS", "SECONDS"), help="of the plain loop, where it ran before"
     )
+    parser.add_argument("--budgets", nargs="*", type=int, default=BUDGETS, help="iterations that ours is tried at")
+    parser.add_argument("--rate", type=float, default=OURS["rate"], help="of ours")
     options = parser.parse_args()
     print(f"{torch.get_num_threads()} threads, {options.rows} rows\n")
     print("| model | block | how | iterations | loss | seconds | times sooner |", flush=True)
@@ -128,7 +130,7 @@ def main() -> None:
 
         wanted, base = options.loop or plain(graph, block, streams, options.iterations)
         row("plain loop", options.iterations, wanted, base, base)
-        best = Objective(**OURS)
+        best = Objective(rate=options.rate, batch=int(OURS["batch"]))
         variants = {
             "ours": best,
             "ours, bf16": attrs.evolve(best, precision="bfloat16"),
@@ -137,7 +139,7 @@ def main() -> None:
             "ours, rate 1e-3": attrs.evolve(best, rate=1e-3),
         }
         for how, objective in variants.items():
-            for iterations in BUDGETS:
+            for iterations in options.budgets:
                 loss, seconds = ours(graph, block, streams, attrs.evolve(objective, iterations=iterations))
                 if loss <= wanted:
                     break

@@ -20,7 +20,7 @@ from qpass_passes.soft_rounding import annealed
 
 HELD_OUT = 128  # rows, at most, on which a block's loss is measured and which it does not learn from
 LEAST = 0.01  # of its first value: a step size that learns at a rate above itself would pass 0
-BLUR = 0.002  # of a block's loss, at most, may be the error of bf16 itself where `auto` is to take it
+BLUR = 0.01  # of a block's loss, at most, may be the error of bf16 itself where `auto` is to take it
 EVERY = 50  # iterations between two looks at whether anything is left to learn
 
 
