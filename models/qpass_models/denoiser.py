@@ -142,9 +142,9 @@ class Denoiser(ModelAdapter):
                 "the model comes without a noise schedule; give the whole pipeline, or "
                 'model.scheduler = {beta_schedule = "linear"}'
             )
-        if self.decoder() is None and taken in (1, 2):
-            return f"its images have {taken} channels, and qpass draws, keeps and compares images of 3"
-        if self.decoder() is None and self.architecture.get("out_channels", 3) not in (3, 6):
+        if self.decoder() is None and taken == 2:
+            return "its images have 2 channels, and qpass draws, keeps and compares those of 1 or 3"
+        if self.decoder() is None and self.architecture.get("out_channels", 3) not in (1, 2, 3, 6):
             return "its outputs are latents and no autoencoder lies beside it; give the whole pipeline"
         if self._size() is None:
             return "its configuration gives no sample_size, the height and width of what it draws"

@@ -65,11 +65,12 @@ def generator(seed: int, stream: str, index: int) -> torch.Generator:
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Images in [-1, 1], N x C x H x W, as uint8, N x H x W x C, rounded to nearest.
+    """Images in [-1, 1], N x C x H x W, as uint8, N x H x W x C, rounded to nearest; gray is repeated to three channels.
 
     >>> to_uint8(torch.tensor([-1.0, 0.0, 2.0]).reshape(1, 3, 1, 1)).flatten()
     tensor([  0, 128, 255], dtype=torch.uint8)
     """
+    x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
     pixels = (x.float() / 2 + 0.5).clamp(0, 1) * 255
     return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 

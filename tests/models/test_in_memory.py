@@ -17,7 +17,7 @@ from qpass_models.in_memory import InMemory
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qpass.errors import ModelError
-from qpass.sampling import Sampling, make_scheduler
+from qpass.sampling import Sampling, generator, make_scheduler
 
 SCHEDULE = {"beta_schedule": "linear"}
 
@@ -158,10 +158,25 @@ def test_a_schedule_in_memory_is_that_of_its_folder(tmp_path):
     [
         ({"in_channels": 6}, "takes 6 channels and gives 3"),
         ({"class_embed_type": "identity"}, "class_embed_type is 'identity', which takes vectors"),
-        ({"in_channels": 1, "out_channels": 1}, "images have 1 channels"),
+        ({"in_channels": 2, "out_channels": 2}, "images have 2 channels"),
     ],
 )
 def test_what_cannot_be_sampled(options, reason):
     """It is said beforehand and by name, and quantizing without sampling goes on."""
     adapter = InMemory(module=pipelines.denoiser("unet", **options), scheduler=SCHEDULE)
     assert reason in adapter.cannot_sample()
+
+
+def test_gray_images_have_three_equal_channels():
+    """A model of one channel, as those of MNIST are: the image of diffusers' own pipeline, three times over."""
+    pipe = diffusers.DDIMPipeline(pipelines.denoiser("unet", in_channels=1, out_channels=1), diffusers.DDIMScheduler())
+    adapter, source = InMemory.adopt(pipe), generator(0, "evaluation", 0)
+    ours = next(
+        adapter.sample(
+            lambda *inputs: adapter.call(adapter.module, *inputs),
+            seed=0, count=1, sampling=Sampling(steps=3), device=torch.device("cpu"),
+        )
+    )  # fmt: skip
+    theirs = torch.from_numpy(pipe(generator=source, num_inference_steps=3, output_type="np").images) * 255
+    assert theirs.shape == (1, 8, 8, 1)
+    assert (ours - theirs.expand(-1, -1, -1, 3)).abs().max() <= 0.6
