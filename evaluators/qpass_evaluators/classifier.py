@@ -15,7 +15,7 @@ from qpass.images import Images
 from qpass.measuring import Bench
 from qpass.model import ModelAdapter
 from qpass.sampling import Sampling
-from qpass_evaluators.feature_evaluator import FeatureEvaluator, drawn_size
+from qpass_evaluators.feature_evaluator import FeatureEvaluator
 from qpass_evaluators.through_inception import SAMPLES
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class ClassAccuracy(FeatureEvaluator):
                 f"without such classes; remove use = {self.name!r} from [[evaluators]]"
             )
         super().requires(model)
-        if size := drawn_size(model):
+        if size := model.sampler().size:
             self.network().check_size(*size)
 
     def measure(self, images: Images, bench: Bench) -> Sequence[Metric]:

@@ -12,7 +12,7 @@ from qpass.evaluator import Metric
 from qpass.images import Images
 from qpass.measuring import Bench
 from qpass.model import ModelAdapter
-from qpass_evaluators.feature_evaluator import FeatureEvaluator, at_least, drawn_size
+from qpass_evaluators.feature_evaluator import FeatureEvaluator, at_least
 from qpass_evaluators.networks.feature_network import FeatureNetwork
 from qpass_evaluators.statistics.score import scores, shuffled
 from qpass_evaluators.through_inception import SAMPLES
@@ -44,7 +44,7 @@ class ClassifierScore(FeatureEvaluator):
 
     def requires(self, model: ModelAdapter) -> None:
         super().requires(model)
-        if size := drawn_size(model):
+        if size := model.sampler().size:
             self.network().check_size(*size)
 
     def measure(self, images: Images, bench: Bench) -> Sequence[Metric]:

@@ -6,13 +6,10 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import attrs
-
 from qpass.evaluator import EvaluationError, Metric
 from qpass.images import Images
 from qpass.measuring import Bench, ImageEvaluator
 from qpass.model import ModelAdapter
-from qpass.sampling import Sampler, to_uint8
 from qpass_evaluators import against
 from qpass_evaluators.features import Features, extract
 from qpass_evaluators.population import Population
@@ -22,15 +19,6 @@ if TYPE_CHECKING:
     from qpass_evaluators.networks.feature_network import FeatureNetwork
 
 PIXELS = "uint8, 0..255"  # what every network here is given, whatever was drawn or read
-
-
-def drawn_size(model: ModelAdapter) -> tuple[int, int] | None:
-    """Height and width of the images drawn from a model; None where only its decoder knows, which has weights."""
-    sampler = model.sampler()
-    if sampler.decode not in (to_uint8, attrs.fields(Sampler).decode.default):
-        return None
-    _, height, width = sampler.shape
-    return height, width
 
 
 class FeatureEvaluator(ImageEvaluator):

@@ -15,7 +15,7 @@ from qpass.images import DrawnImages, Images, OriginalImages, open_images
 from qpass.manager import PassContext
 from qpass.measuring import Bench, ImageEvaluator, bench
 from qpass.model import ModelAdapter
-from qpass_evaluators.feature_evaluator import PIXELS, drawn_size
+from qpass_evaluators.feature_evaluator import PIXELS
 
 BATCH = 64
 
@@ -53,7 +53,7 @@ class LpipsDistance(ImageEvaluator):
     def requires(self, model: ModelAdapter) -> None:
         from qpass_evaluators.networks.lpips import Lpips
 
-        if size := drawn_size(model):
+        if size := model.sampler().size:
             Lpips().check_size(*size)
 
     def observe(self, subject: Subject, ctx: PassContext) -> Observation:

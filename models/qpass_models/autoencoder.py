@@ -52,4 +52,5 @@ def pixel_scale(config: Mapping[str, Any]) -> int:
     >>> pixel_scale({"block_out_channels": [128, 256, 512, 512]})
     8
     """
-    return int(2 ** (len(config.get("block_out_channels") or [0]) - 1))
+    levels = config.get("block_out_channels") or config.get("encoder_block_out_channels") or [0]
+    return int(2 ** (len(levels) - 1))

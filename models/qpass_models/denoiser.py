@@ -158,7 +158,7 @@ class Denoiser(ModelAdapter):
         """Shape, schedule, conditions and decoder."""
         if reason := self.cannot_sample():
             raise ModelError(reason)
-        height, width = self._size() or (0, 0)
+        (height, width), scale = self._size() or (0, 0), self.pixels_per_latent()
         channels, schedule, draw = self.architecture["in_channels"], dict(self.schedule() or {}), self.decoder()
         if draw is not None:
             schedule.setdefault("clip_sample", False)  # latents have no range; DDIM would take them for images
@@ -176,6 +176,7 @@ class Denoiser(ModelAdapter):
             time_scale=1e-3 if flux else 1.0,
             conditions=self._conditioner(),
             decode=draw or to_uint8,
+            size=(height * scale, width * scale),
         )
 
     def _size(self) -> tuple[int, int] | None:

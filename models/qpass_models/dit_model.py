@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qpass.errors import ModelError
 from qpass.model import ModelAdapter
 from qpass.sampling import Conditions, Sampler, to_uint8
+from qpass_models.autoencoder import pixel_scale
 from qpass_models.diffusers_folder import contents, read_json
 from qpass_models.weights import choose
 
@@ -128,6 +129,7 @@ class DiTModel(ModelAdapter):
         from qpass_models.diffusers_model import FolderDecoder
 
         config = self._config()
+        scale = pixel_scale(read_json(Path(self.vae) / "config.json")) if self.vae else 1
         return Sampler(
             shape=(config.in_channels, config.input_size, config.input_size),
             scheduler_config={
@@ -139,6 +141,7 @@ class DiTModel(ModelAdapter):
             },
             conditions=lambda indices, sampling: _classes(indices, config.num_classes),
             decode=FolderDecoder(Path(self.vae)) if self.vae else to_uint8,
+            size=(config.input_size * scale, config.input_size * scale),
         )
 
 

@@ -20,6 +20,17 @@ from qpass.schedule import Step
 Denoise = Callable[..., Tensor]
 
 
+def to_uint8(x: Tensor) -> Tensor:
+    """Images in [-1, 1], N x C x H x W, as uint8, N x H x W x C, rounded to nearest; gray becomes three channels.
+
+    >>> to_uint8(torch.tensor([-1.0, 0.0, 2.0]).reshape(1, 3, 1, 1)).flatten()
+    tensor([  0, 128, 255], dtype=torch.uint8)
+    """
+    x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
+    pixels = (x.float() / 2 + 0.5).clamp(0, 1) * 255
+    return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
 @attrs.frozen(kw_only=True, eq=False)
 class Conditions:
     """The denoiser's further inputs for some images, and those of no condition where guidance needs them."""
@@ -35,7 +46,7 @@ class Sampler:
     `shape` is one latent's, channels first unless it is a sequence. `scheduler_config` is in diffusers' words; see
     `make_scheduler`. `dtype` is what the denoiser takes; the latents themselves stay in fp32. The denoiser gets
     `time_scale` times the scheduler's timestep. `conditions(indices, sampling)` are those of the numbered images;
-    `decode` turns latents into uint8 images, N x H x W x 3.
+    `decode` turns latents into uint8 images, N x H x W x 3; `size` is their height and width, where that is known.
     """
 
     shape: tuple[int, ...]
@@ -43,7 +54,13 @@ class Sampler:
     dtype: torch.dtype = torch.float32
     time_scale: float = 1.0
     conditions: Callable[[Sequence[int], Sampling], Conditions] = lambda indices, sampling: Conditions()
-    decode: Callable[[Tensor], Tensor] = lambda x: to_uint8(x)
+    decode: Callable[[Tensor], Tensor] = to_uint8
+    size: tuple[int, int] | None = attrs.field()
+
+    @size.default
+    def _pixels(self) -> tuple[int, int] | None:
+        """Without a decoder of its own, what is drawn is the image."""
+        return (self.shape[1], self.shape[2]) if self.decode is to_uint8 and len(self.shape) == 3 else None
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -62,17 +79,6 @@ def generator(seed: int, stream: str, index: int) -> torch.Generator:
     """A source of noise for image `index` of a stream, whatever batch it is drawn in."""
     digest = hashlib.sha256(f"{seed}/{stream}/{index}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def to_uint8(x: Tensor) -> Tensor:
-    """Images in [-1, 1], N x C x H x W, as uint8, N x H x W x C, rounded to nearest; gray is repeated to three channels.
-
-    >>> to_uint8(torch.tensor([-1.0, 0.0, 2.0]).reshape(1, 3, 1, 1)).flatten()
-    tensor([  0, 128, 255], dtype=torch.uint8)
-    """
-    x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
-    pixels = (x.float() / 2 + 0.5).clamp(0, 1) * 255
-    return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def trajectory(

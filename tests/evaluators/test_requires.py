@@ -93,7 +93,7 @@ class Drawing(ModelAdapter):
     ],
 )
 def test_images_of_another_size(evaluator: Evaluator, message: str) -> None:
-    """Known of models that draw pixels; of latents the decoder alone knows."""
+    """Known of models that draw pixels; of latents a plugin's decoder alone may know."""
     assert refusal(evaluator, Drawing(size=(12, 12))) == message
     refuse(evaluator, Drawing(size=(32, 32)))
     refuse(evaluator, Drawing(size=(12, 12), decodes=True))

@@ -169,7 +169,9 @@ def test_what_cannot_be_sampled(options, reason):
 
 def test_gray_images_have_three_equal_channels():
     """A model of one channel, as those of MNIST are: the image of diffusers' own pipeline, three times over."""
-    pipe = diffusers.DDIMPipeline(pipelines.denoiser("unet", in_channels=1, out_channels=1), diffusers.DDIMScheduler())
+    pipe = diffusers.DDIMPipeline(
+        pipelines.denoiser("unet", in_channels=1, out_channels=1), diffusers.DDIMScheduler()
+    )
     adapter, source = InMemory.adopt(pipe), generator(0, "evaluation", 0)
     ours = next(
         adapter.sample(

@@ -144,6 +144,26 @@ def test_latents_are_not_clipped():
     assert "clip_sample" not in pixels.sampler().scheduler_config
 
 
+def tiny_autoencoder():
+    """The kind that previews are drawn with, which names its levels otherwise."""
+    return diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 1, 1), num_decoder_blocks=(1, 1, 1), latent_channels=4,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("coder", "channels", "side"),
+    [(pipelines.vae, 4, 2), (pipelines.vqvae, 3, 2), (tiny_autoencoder, 4, 4), (None, 3, 1)],
+)
+def test_the_size_of_images_is_known_beforehand(coder, channels, side):
+    """So evaluators can refuse it before anything is quantized; with no decoding it is that of what is drawn."""
+    unet = pipelines.denoiser("unet", in_channels=channels, out_channels=channels)
+    adapter = InMemory(module=unet, scheduler={"beta_schedule": "linear"}, autoencoder=coder and coder())
+    assert adapter.sampler().size == (8 * side, 8 * side)
+    assert draw(adapter, Sampling(steps=1), count=1).shape[1:3] == (8 * side, 8 * side)
+
+
 def test_an_autoencoder_that_overflows_in_half():
     """SDXL's: its pipeline decodes in single precision where the configuration says so, and so do we."""
     pipe = pipelines.stable_diffusion_xl()
