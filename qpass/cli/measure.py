@@ -60,7 +60,8 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     "--work",
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Keep features here: the same command again goes on where it stopped.  [default: kept nowhere]",
+    help="Keep features here: what one command has looked at, none that is given the same folder looks at again.  "
+    "[default: kept nowhere]",
 )
 @options.as_json
 @options.device
@@ -91,6 +92,7 @@ def command(
     Examples:
       qpass measure my-images/ --against cifar10-train --metrics fid,sfid
       qpass measure a.npz --against b.npz --metrics fid,kid,precision,recall --resize tensorflow
+      qpass measure my-images/ --against cifar10-test --metrics kid --work features
       qpass measure my-images/ --metrics is --set weights=inception.pth --json
 
     \b

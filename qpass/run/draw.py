@@ -164,7 +164,8 @@ def _check(folder: Path, about: Mapping[str, Any]) -> bool:
         raise StorageError(
             f"{str(folder)!r} is not empty, and no {ABOUT} says what is in it; choose another --out"
         ) from error
-    if unlike := sorted(key for key in about.keys() | there.keys() if about.get(key) != there.get(key)):
+    unlike = sorted(key for key in about.keys() | there.keys() if about.get(key) != there.get(key))
+    if set(unlike) - {"drawn_from"}:  # a folder has many paths; what it holds is known by the hashes
         told = "; ".join(f"{key} {there.get(key)!r} against {about.get(key)!r}" for key in unlike)
         raise StorageError(f"{str(folder)!r} holds images that were drawn otherwise: {told}; choose another --out")
     return True

@@ -86,11 +86,12 @@ def test_options(two: tuple[str, str], capsys: Capture) -> None:
 
 
 def test_work_is_kept(two: tuple[str, str], thumbnail: list[int], tmp_path: Path, capsys: Capture) -> None:
-    """With --work, the same command again computes no features, and prints the same."""
+    """With --work, the same command again computes no features, and prints the same; another metric needs none too."""
     args = (two[0], "--against", two[1], "--work", str(tmp_path / "work"))
     first = measured(capsys, *args)
     thumbnail.clear()
     assert measured(capsys, *args) == first
+    measured(capsys, *args, "--metrics", "kid")
     assert thumbnail == []
 
 

@@ -49,6 +49,15 @@ def test_an_artifact_that_was_made_anew(
     assert images(drawn) == before
 
 
+def test_the_same_artifact_by_another_path(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path, or a folder that was moved, is no other artifact: the images are filled up."""
+    before = images(drawn)
+    (drawn / "000001.png").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert sample(Path()) == 0
+    assert images(drawn) == before
+
+
 def test_one_drawing_at_a_time(drawn: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """While another process draws into the folder, a second is refused, and nothing is drawn."""
     (drawn / "000001.png").unlink()
