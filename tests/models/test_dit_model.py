@@ -90,6 +90,7 @@ def test_the_right_one_decodes(checkpoint, tmp_path):
     with torch.no_grad():
         image = theirs.decode(latents / theirs.config.scaling_factor).sample.clamp(-1, 1) / 2 + 0.5
     ours = model.sampler().decode(latents).float() / 255
+    assert ours.shape[1:3] == model.sampler().size
     assert (ours - image.permute(0, 2, 3, 1)).abs().max() <= 1 / 255
 
 

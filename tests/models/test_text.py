@@ -68,6 +68,7 @@ def test_equals_the_pipeline(name, negative, pipeline_folder):
     )
     ours = draw(adapter, sampling)
     shape = adapter.sampler().shape
+    assert adapter.sampler().size == (16, 16)
     expected = theirs(
         folder, shape, [PROMPTS[0], PROMPTS[1], PROMPTS[0]], num_inference_steps=4, guidance_scale=7.5, **call
     )
