@@ -25,6 +25,9 @@ class Task:
     def advance(self, amount: int = 1) -> None:
         """Say that `amount` more of it is done."""
 
+    def skip(self, amount: int) -> None:
+        """Say that `amount` of it need not be done: it was kept from before, and says nothing of how fast work goes."""
+
 
 class Progress:
     """Silent progress; the base of the two that speak."""
@@ -62,16 +65,20 @@ def peak_memory_mb() -> float:
 class _LineTask(Task):
     def __init__(self, title: str, total: int, out: TextIO, every: float) -> None:
         self.title, self.total, self.out, self.every = title, total, out, every
-        self.done, self.started = 0, time.monotonic()
-        self.spoke = self.started
+        self.done = self.skipped = 0
+        self.started = self.spoke = time.monotonic()
 
     def advance(self, amount: int = 1) -> None:
         self.done += amount
-        now = time.monotonic()
-        if now - self.spoke >= self.every and 0 < self.done < self.total:
+        worked, now = self.done - self.skipped, time.monotonic()
+        if now - self.spoke >= self.every and worked > 0 and self.done < self.total:
             self.spoke = now
-            left = (now - self.started) / self.done * (self.total - self.done)
+            left = (now - self.started) / worked * (self.total - self.done)
             print(f"  {self.title}: {self.done}/{self.total}, {left:.0f} s left", file=self.out, flush=True)
+
+    def skip(self, amount: int) -> None:
+        self.done += amount
+        self.skipped += amount
 
 
 class LineProgress(Progress):
@@ -95,8 +102,15 @@ class _BarTask(Task):
     def __init__(self, bars: RichProgress, task: TaskID) -> None:
         self.bars, self.id = bars, task
 
+        self.done = 0
+
     def advance(self, amount: int = 1) -> None:
+        self.done += amount
         self.bars.update(self.id, advance=amount, memory=f"{peak_memory_mb():.0f} MB")
+
+    def skip(self, amount: int) -> None:
+        self.done += amount
+        self.bars.reset(self.id, completed=self.done)  # forgets the speed so far, which `update` would raise
 
 
 class BarProgress(Progress):

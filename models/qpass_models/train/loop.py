@@ -58,7 +58,7 @@ def train(
     saved, losses = time.monotonic(), []
     network: Any = torch.compile(state.network, dynamic=False) if compiled else state.network
     with progress.task(f"train {job.name}", budget.steps) as task:
-        task.advance(state.step)
+        task.skip(state.step)
         while (spent := budget.spent(state.step, time.monotonic() - first)) < 1:
             factor = rate_at(spent, warm=(state.step + 1) / WARM_UP)
             for group in state.optimizer.param_groups:

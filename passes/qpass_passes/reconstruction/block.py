@@ -105,7 +105,7 @@ def reconstruct(
                 quantizer.scale.data.clamp_(min=scale * LEAST)
             task.advance()
             if objective.settle and layers and beta is not None and done % EVERY == 0 and _settled(soft):
-                task.advance(objective.iterations - done)
+                task.skip(objective.iterations - done)
                 break
     flipped = [one.settle() for one in layers]
     after = measured()

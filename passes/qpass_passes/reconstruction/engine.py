@@ -181,7 +181,7 @@ class Reconstruction:
             if kept := load(file):
                 trace, tensors = kept
                 _restore(soft, tensors)
-                task.advance(objective.iterations)
+                task.skip(objective.iterations)
             else:
                 seed = _seed(ctx.seed, self.key, block.name)
                 data = attrs.evolve(streams.data(), weights=weights)
