@@ -107,7 +107,8 @@ class Record:
 class Run:
     """The graph after every pass, the plan for sampling it, and the records.
 
-    Of each pass, how long it took, and whether it had been begun before: then its time is not the whole.
+    Of each pass, how long it took, and whether it had been begun before: then its time is not the whole. Of all that
+    was kept, the largest peak of the processes that made it, and who did.
     """
 
     graph: GraphModule
@@ -115,6 +116,8 @@ class Run:
     records: tuple[Record, ...]
     seconds: tuple[float, ...] = ()
     resumed: tuple[bool, ...] = ()
+    peak_memory_mb: float = 0.0
+    kept_from: str = "an earlier run"
 
 
 class Stages:
@@ -159,7 +162,7 @@ class PassManager:
                 kept.graph.to(ctx.device)  # it was read onto the CPU
                 run, first = kept, index + 1
                 for record in run.records:
-                    ctx.progress.say(f"{record.index}. {record.name}: kept from an earlier run")
+                    ctx.progress.say(f"{record.index}. {record.name}: kept from {run.kept_from}")
                 break
         for index in range(first, len(self.passes)):
             resumed = self.stages.begin(index)
@@ -196,7 +199,8 @@ class PassManager:
             changed=result.changed,
             notes=result.notes,
         )
-        return Run(
+        return attrs.evolve(
+            run,
             graph=result.graph,
             plan=result.plan if result.plan is not None else run.plan,
             records=(*run.records, record),

@@ -55,8 +55,9 @@ def command(
     """Carry out every RECIPE on every model, one after another, and print a table of what came out.
 
     Each pair is a run like any other, in the folder DIR/<recipe>-<model>, in a process of its own. Runs on one model
-    share its trace, its calibration set, its images and what was measured on them. All recipes are checked before
-    anything is loaded. A run that fails stops no other: the table has its error, and the exit code is 2.
+    share its trace, its calibration set, its images and what was measured on them; those that begin with the same
+    passes share their results too. All recipes are checked before anything is loaded. A run that fails stops no
+    other: the table has its error, and the exit code is 2.
 
     With --seed each pair has a run for each seed, in DIR/<recipe>-<model>-seed<N>, all pairs with the first seed
     first; the table then has the mean and the standard deviation of each figure.

@@ -145,7 +145,8 @@ def _finished(folder: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
             "metrics": report["metrics"],
             "seconds": sum(step["seconds"] for step in timings["passes"]),
             "total_seconds": record["total_seconds"],
-            "peak_memory_mb": record["peak_memory_mb"],
+            # the process's own, or that of whoever made the results it took
+            "peak_memory_mb": max(record["peak_memory_mb"], timings["peak_memory_mb"]),
             "resumed": record["resumed"],
             "resumed_passes": [step["pass"] for step in timings["passes"] if step["resumed"]],
             "timed": timings["metrics"],

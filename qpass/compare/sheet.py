@@ -183,11 +183,12 @@ def _remarks(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         elif cell["status"] == "waiting":
             yield f"{title} has not been carried out yet"
         elif cell["resumed"]:
-            yield f"{title} was interrupted: its process peak is that of the process that finished it"
+            yield f"{title} was interrupted: its process peak is without what was being done then"
         if begun := cell["resumed_passes"]:
             yield f"{title}: passes is without the time of what had been done of {', '.join(begun)} before"
     if any(cell["seconds"] is not None for cell in cells):
         yield (
             "passes: their own time, without sampling the original, which cells of one model share. Process peak: "
-            "memory of the cell's process, evaluation included; the first cell of a model also samples the original"
+            "memory of the cell's process, evaluation included; the first cell of a model also samples the original. "
+            "Where a cell took the first passes' results from another, their time and peak count as if it were its own"
         )

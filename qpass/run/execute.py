@@ -265,7 +265,7 @@ def _report(
         "metrics": [{"evaluator": name, **attrs.asdict(metric)} for name, metric in varying],
         "teacher_seconds": ctx.analyses.seconds,  # what passes and evaluators asked about the original
         "total_seconds": seconds,
-        "peak_memory_mb": peak_memory_mb(),
+        "peak_memory_mb": max(peak_memory_mb(), done.peak_memory_mb),
     }
     write_file(folder.path / "report.json", to_json(data))
     write_file(folder.path / "timings.json", json.dumps(plain(timings), indent=1))

@@ -22,6 +22,7 @@ from qpass.evaluator import Observation, Series
 from qpass.files import UNFINISHED, checksum, locked, new_folder, sha256, sweep, write_file
 from qpass.manager import Record, Run, Stages
 from qpass.plugins import Catalog
+from qpass.progress import peak_memory_mb
 from qpass.report.data import plain
 from qpass.run.fingerprint import digest, own_code
 
@@ -178,7 +179,10 @@ class RunFolder:
 
 @attrs.define(eq=False)
 class KeptStages(Stages):
-    """Every pass's result, as an artifact that also holds the records so far."""
+    """Every pass's result, as an artifact that also holds the records so far; what it took lies beside it.
+
+    Runs that share a folder and begin with the same passes take each other's results.
+    """
 
     folder: RunFolder
     prints: list[str]
@@ -187,9 +191,25 @@ class KeptStages(Stages):
     def _place(self, index: int) -> Path:
         return self.folder.stages / f"{index + 1:02d}-{self.names[index]}"
 
+    def _elsewhere(self, index: int) -> Iterator[Path]:
+        """The same stage of runs beside this one, if they share with it."""
+        if self.folder.shared:
+            own = self._place(index)
+            every = self.folder.path.parent.glob(f"*/{own.relative_to(self.folder.path)}")
+            yield from sorted(place for place in every if place != own)
+
     def load(self, index: int) -> Run | None:
-        """The stage, if it was made under the same fingerprint and is whole."""
-        place = self._place(index)
+        """The stage, if this run or one that shares with it made it under the same fingerprint, and it is whole."""
+        if kept := self._read(self._place(index), index):
+            return kept
+        for place in self._elsewhere(index):
+            # an artifact is read only where the small file says that it may be the one
+            said = _json(_costs(place)) or {}
+            if said.get("fingerprint") == self.prints[index] and (kept := self._read(place, index)):
+                return attrs.evolve(kept, kept_from=repr(str(place.parent.parent)))
+        return None
+
+    def _read(self, place: Path, index: int) -> Run | None:
         if not place.is_dir():
             return None
         try:
@@ -198,13 +218,14 @@ class KeptStages(Stages):
             return None  # damaged or of an older format: it is made again
         if kept.about.get("fingerprint") != self.prints[index]:
             return None
-        seconds = _json(place.with_suffix(".seconds.json")) or {}
+        costs = _json(_costs(place)) or {}
         return Run(
             graph=kept.graph,
             plan=kept.plan,
             records=tuple(Record(**row) for row in kept.about["records"]),
-            seconds=tuple(seconds.get("seconds", ())),
-            resumed=tuple(seconds.get("resumed", ())),
+            seconds=tuple(costs.get("seconds", ())),
+            resumed=tuple(costs.get("resumed", ())),
+            peak_memory_mb=float(costs.get("peak_memory_mb", 0)),
         )
 
     def begin(self, index: int) -> bool:
@@ -217,13 +238,23 @@ class KeptStages(Stages):
     def save(self, index: int, run: Run) -> None:
         """Keep the stage."""
         place = self._place(index)
-        times = {"seconds": run.seconds, "resumed": run.resumed}
-        write_file(place.with_suffix(".seconds.json"), json.dumps(times))
+        costs = {
+            "fingerprint": self.prints[index],
+            "seconds": run.seconds,
+            "resumed": run.resumed,
+            "peak_memory_mb": max(peak_memory_mb(), run.peak_memory_mb),
+        }
+        write_file(_costs(place), json.dumps(costs))
         about = {
             "fingerprint": self.prints[index],
             "records": [plain(attrs.asdict(record, recurse=False)) for record in run.records],
         }
         save(Artifact(graph=run.graph, plan=run.plan, about=about), place, self.folder.catalog)
+
+
+def _costs(stage: Path) -> Path:
+    """The file of what a stage took: time and memory vary between equal runs, and the stage does not."""
+    return stage.with_suffix(".costs.json")
 
 
 def _json(file: Path) -> dict[str, Any] | None:

@@ -117,7 +117,7 @@ def test_cells_without_figures() -> None:
     assert lines[1] == "|---|---|---:|---:|---:|"
     assert lines[6:10] == [
         "- a on m failed: no \\| such layer",
-        "- b on m was interrupted: its process peak is that of the process that finished it",
+        "- b on m was interrupted: its process peak is without what was being done then",
         "- b on m: passes is without the time of what had been done of brecq, learn-steps before",
         "- c on m has not been carried out yet",
     ]

@@ -1,8 +1,12 @@
-"""Runs that share a folder ask the original model once between them, and come out as if they had not."""
+"""Runs that share a folder ask the original model once between them, do equal first passes once, and come out as if
+they had not.
+"""
 
 from __future__ import annotations
 
 import io
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -82,18 +86,52 @@ def test_what_differs_is_not_shared(
     carry_out(recipe, catalog, tmp_path / "a", tmp_path / "shared")
     heard = carry_out(recipe, catalog, tmp_path / "b", tmp_path / "shared", change)
     assert [heard.times(start) for start in ONCE] == asked
+    passes_too = change.startswith("evaluators")
+    assert heard.times("1. assign: kept from") == heard.times("2. simulate: kept from") == passes_too
     carry_out(recipe, catalog, tmp_path / "alone", None, change)
     assert exact(tmp_path / "b") == exact(tmp_path / "alone")
 
 
-def test_damage_is_redone(recipe: Path, catalog: Catalog, alone: Path, tmp_path: Path) -> None:
-    """With every shared file cut in half, the next run makes what it needs anew."""
+LATER = "passes.simulate.weight=mse"  # the second pass of two
+
+
+def test_equal_first_passes_are_done_once(recipe: Path, catalog: Catalog, tmp_path: Path) -> None:
+    """The second recipe takes the first pass's result, with what it took, and leaves the bytes of a run of its own."""
     carry_out(recipe, catalog, tmp_path / "a", tmp_path / "shared")
-    for file in (tmp_path / "shared").rglob("*"):
+    heard = carry_out(recipe, catalog, tmp_path / "b", tmp_path / "shared", LATER)
+    assert heard.times(f"1. assign: kept from {str(tmp_path / 'a')!r}") == 1
+    assert heard.times("2. simulate: kept") == 0
+    carry_out(recipe, catalog, tmp_path / "alone", None, LATER)
+    assert exact(tmp_path / "b") == exact(tmp_path / "alone")
+    first, second = (json.loads((tmp_path / name / "timings.json").read_text()) for name in "ab")
+    assert second["passes"][0] == first["passes"][0]
+    assert second["passes"][1]["seconds"] != first["passes"][1]["seconds"]
+    # again, after the one that did it is gone: its own result stands, and needs nothing else
+    shutil.rmtree(tmp_path / "a")
+    heard = carry_out(recipe, catalog, tmp_path / "b", tmp_path / "shared", LATER)
+    assert heard.times("2. simulate: kept from an earlier run") == 1
+
+
+def test_the_peak_of_who_did_a_pass_counts(recipe: Path, catalog: Catalog, tmp_path: Path) -> None:
+    """A result taken from a process that had used a terabyte; nothing of it where no result is taken."""
+    carry_out(recipe, catalog, tmp_path / "a", tmp_path / "shared")
+    (file,) = (tmp_path / "a" / "stages").glob("01-assign.costs.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"peak_memory_mb": 1e6}))
+    for name, change, counts in (("b", LATER, True), ("c", OTHER, False)):
+        carry_out(recipe, catalog, tmp_path / name, tmp_path / "shared", change)
+        peak = json.loads((tmp_path / name / "timings.json").read_text())["peak_memory_mb"]
+        assert (peak == 1e6) is counts
+
+
+def test_damage_is_redone(recipe: Path, catalog: Catalog, alone: Path, tmp_path: Path) -> None:
+    """With every file of the shared folder and of the first run cut in half, the next run makes what it needs anew."""
+    carry_out(recipe, catalog, tmp_path / "a", tmp_path / "shared", OTHER)
+    for file in [*(tmp_path / "shared").rglob("*"), *(tmp_path / "a").glob("stages/*/*")]:
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     heard = carry_out(recipe, catalog, tmp_path / "b", tmp_path / "shared", OTHER)
     assert [heard.times(start) for start in ONCE] == [1, 1, 1]
+    assert heard.times("1. assign: kept") == heard.times("2. simulate: kept") == 0
     assert exact(tmp_path / "b") == exact(alone)
 
 
