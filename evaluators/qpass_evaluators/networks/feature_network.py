@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -67,11 +67,21 @@ class FeatureNetwork(ABC):
         return {name: torch.cat(rows).clone() for name, rows in parts.items()}
 
 
-def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """On a GPU torch convolves fp32 in TF32, with ten bits, unless told otherwise; this tells it otherwise."""
-    if device.type != "cuda":
-        return nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Compute fp32 as fp32, whatever the process was told.
+
+    On a GPU torch convolves it in TF32, with ten bits, unless told otherwise; matrices it multiplies in TF32 or bf16,
+    on processors too, where `torch.set_float32_matmul_precision` has allowed it.
+    """
+    allowed = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    on_gpu = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    try:
+        with on_gpu if device.type == "cuda" else nullcontext():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(allowed)
 
 
 def as_tensor(images: Pictures, device: torch.device) -> Tensor:

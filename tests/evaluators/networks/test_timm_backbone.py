@@ -37,6 +37,18 @@ def test_features_are_what_the_classifier_gets(backbone, pictures):
     assert (found - expected).norm() / expected.norm() < 0.02  # PIL's weights are rounded to 8 bits
 
 
+def test_features_are_fp32_whatever_the_process_was_told(backbone, pictures):
+    """Where training scripts let torch multiply in bf16, features stay what they are, and so does what was told."""
+    _, network = backbone
+    before = network.features(pictures)["pool"]
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert torch.equal(network.features(pictures)["pool"], before)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 @pytest.mark.parametrize(("size", "side"), [((32, 32), 160), ((300, 200), 64)])
 @pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
 def test_resize_is_pils(size, side, mode):
