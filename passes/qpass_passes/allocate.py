@@ -63,6 +63,9 @@ class Allocate(Pass):
     def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
         """Try each quantizer, then spend the budget."""
         free = {slot.home: slot for slot in slots(graph) if self._free(graph, slot)}
+        if not free:
+            why = f"no quantizer is evenly spaced, not fitted yet and below {self.bits} bits"
+            return PassResult(graph=graph, changed=False, notes={"nothing to raise": why})
         samples = choose_rows(ctx.get(ctx.calibration, graph), self.rows, ctx.seed)
         found = errors_alone(graph, samples, ctx, weight=self.weight, input=self.input, fit_rows=self.fit_rows)
         every = sum(found.values())

@@ -114,6 +114,20 @@ def test_no_room_changes_nothing(context):
     assert bits(run.graph) == bits(graph)
 
 
+def test_where_nothing_can_be_raised_nothing_is_tried(context):
+    """At 8 bits throughout, and where all have what it raises to: no trial, and the report says why."""
+    for options, most in (({"weight": "int8 channel", "input": "int8 tensor"}, 8), ({"input": "int6 tensor"}, 4)):
+        graph = assigned(context, **options)
+        before = bits(graph)
+        run = PassManager([Allocate(bits=most)]).run(graph, context)
+        (record,) = run.records
+        assert not record.changed
+        assert record.notes == {
+            "nothing to raise": f"no quantizer is evenly spaced, not fitted yet and below {most} bits"
+        }
+        assert bits(run.graph) == before
+
+
 def test_what_is_fitted_or_not_even_stays(context):
     """A fitted weight keeps the bits it was fitted at, and powers of two keep theirs."""
     graph = assigned(context, softmax="log2:4 tensor")
