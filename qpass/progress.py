@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
 STATUS = Path("/proc/self/status")  # Linux: what the kernel counts of this process alone
@@ -28,13 +28,19 @@ class Task:
     def skip(self, amount: int) -> None:
         """Say that `amount` of it need not be done: it was kept from before, and says nothing of how fast work goes."""
 
+    def weigh(self, each: float) -> None:
+        """Say what each unit costs from here on, as a part of the cost that was given for all of it."""
+
 
 class Progress:
     """Silent progress; the base of the two that speak."""
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Task]:
-        """Announce work of `total` units for as long as the block runs."""
+    def task(self, title: str, total: int, cost: float = 0.0) -> Iterator[Task]:
+        """Announce work of `total` units for as long as the block runs.
+
+        Where units differ in length, `cost` is that of all of them, in any measure, and `Task.weigh` tells each one's.
+        """
         yield Task()
 
     def say(self, line: str) -> None:
@@ -62,23 +68,49 @@ def peak_memory_mb() -> float:
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
-class _LineTask(Task):
-    def __init__(self, title: str, total: int, out: TextIO, every: float) -> None:
-        self.title, self.total, self.out, self.every = title, total, out, every
-        self.done = self.skipped = 0
-        self.started = self.spoke = time.monotonic()
+class _Paced(Task):
+    """A task that knows how long the rest will take, going by the work done since it began."""
+
+    def __init__(self, total: int, cost: float) -> None:
+        self.total, self.done = total, 0
+        self.each, self.left, self.worked = 1.0, cost or float(total), 0.0
+        self.started = time.monotonic()
 
     def advance(self, amount: int = 1) -> None:
-        self.done += amount
-        worked, now = self.done - self.skipped, time.monotonic()
-        if now - self.spoke >= self.every and worked > 0 and self.done < self.total:
-            self.spoke = now
-            left = (now - self.started) / worked * (self.total - self.done)
-            print(f"  {self.title}: {self.done}/{self.total}, {left:.0f} s left", file=self.out, flush=True)
+        self.worked += amount * self.each
+        self._less(amount)
 
     def skip(self, amount: int) -> None:
+        self._less(amount)
+        if not self.worked:
+            self.started = time.monotonic()  # what came before was reading, not work
+
+    def _less(self, amount: int) -> None:
         self.done += amount
-        self.skipped += amount
+        self.left -= amount * self.each
+
+    def weigh(self, each: float) -> None:
+        self.each = each
+
+    def rest(self) -> str:
+        """The time left in words, once there is something to go by."""
+        if not self.worked:
+            return ""
+        return f"{span((time.monotonic() - self.started) / self.worked * max(self.left, 0.0))} left"
+
+
+class _LineTask(_Paced):
+    def __init__(self, title: str, total: int, cost: float, out: TextIO, every: float) -> None:
+        super().__init__(total, cost)
+        self.title, self.out, self.every = title, out, every
+        self.spoke = self.started
+
+    def advance(self, amount: int = 1) -> None:
+        super().advance(amount)
+        now = time.monotonic()
+        if now - self.spoke >= self.every and self.worked and self.done < self.total:
+            self.spoke = now
+            print(f"  {self.title}: {self.done}/{self.total}, {self.rest()}", file=self.out, flush=True)
 
 
 class LineProgress(Progress):
@@ -88,9 +120,9 @@ class LineProgress(Progress):
         self.out, self.every = out or sys.stderr, every
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Task]:
+    def task(self, title: str, total: int, cost: float = 0.0) -> Iterator[Task]:
         started = time.monotonic()
-        yield _LineTask(title, total, self.out, self.every)
+        yield _LineTask(title, total, cost, self.out, self.every)
         took = time.monotonic() - started
         self.say(f"  {title}: done in {took:.1f} s, peak memory {peak_memory_mb():.0f} MB")
 
@@ -98,19 +130,14 @@ class LineProgress(Progress):
         print(line, file=self.out, flush=True)
 
 
-class _BarTask(Task):
-    def __init__(self, bars: RichProgress, task: TaskID) -> None:
-        self.bars, self.id = bars, task
-
-        self.done = 0
+class _BarTask(_Paced):
+    def __init__(self, total: int, cost: float, bars: RichProgress, bar: TaskID) -> None:
+        super().__init__(total, cost)
+        self.bars, self.bar = bars, bar
 
     def advance(self, amount: int = 1) -> None:
-        self.done += amount
-        self.bars.update(self.id, advance=amount, memory=f"{peak_memory_mb():.0f} MB")
-
-    def skip(self, amount: int) -> None:
-        self.done += amount
-        self.bars.reset(self.id, completed=self.done)  # forgets the speed so far, which `update` would raise
+        super().advance(amount)
+        self.bars.update(self.bar, completed=self.done, left=self.rest(), memory=f"{peak_memory_mb():.0f} MB")
 
 
 class BarProgress(Progress):
@@ -122,20 +149,20 @@ class BarProgress(Progress):
             TextColumn("  {task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[memory]}"),
             console=console,
             transient=True,
         )
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Task]:
+    def task(self, title: str, total: int, cost: float = 0.0) -> Iterator[Task]:
         started = time.monotonic()
-        handle = self.bars.add_task(title, total=total, memory="")
+        bar = self.bars.add_task(title, total=total, left="", memory="")
         try:
-            yield _BarTask(self.bars, handle)
+            yield _BarTask(total, cost, self.bars, bar)
         finally:
-            self.bars.remove_task(handle)
+            self.bars.remove_task(bar)
         took = time.monotonic() - started
         self.say(f"  {title}: done in {took:.1f} s, peak memory {peak_memory_mb():.0f} MB")
 

@@ -42,33 +42,57 @@ class Clock:
         return self.now
 
 
-def test_what_was_kept_from_before_says_nothing_of_the_time_left(monkeypatch):
-    """Of 100 units 60 were kept; 10 took 5 s, so the 30 that are left take 15."""
-    clock, out = Clock(), io.StringIO()
-    monkeypatch.setattr(time, "monotonic", clock)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(time, "monotonic", found)
+    return found
+
+
+def test_what_was_kept_from_before_says_nothing_of_the_time_left(clock: Clock) -> None:
+    """Of 100 units 60 were kept, and read in 7 s; 10 took 5 s, so the 30 that are left take 15."""
+    out = io.StringIO()
     with LineProgress(out, every=5.0).task("learn", 100) as task:
+        clock.now = 7.0
         task.skip(60)
         task.advance(0)
-        clock.now = 5.0
+        clock.now = 12.0
         task.advance(10)
     assert "learn: 70/100, 15 s left" in out.getvalue()
 
 
-def test_a_bar_forgets_the_speed_when_work_falls_away():
-    """The same on a terminal: two a second, before and after 60 units fell away at once."""
-    clock = Clock()
+def test_what_falls_away_is_not_waited_for(clock: Clock) -> None:
+    """10 units took 5 s, 60 then fall away, and the 10 that follow take 5: the last 20 take 10."""
+    out = io.StringIO()
+    with LineProgress(out, every=4.0).task("learn", 100) as task:
+        for fallen in (60, 0):
+            clock.now += 5.0
+            task.advance(10)
+            task.skip(fallen)
+    assert "learn: 10/100, 45 s left" in out.getvalue()
+    assert "learn: 80/100, 10 s left" in out.getvalue()
+
+
+def test_units_of_different_length(clock: Clock) -> None:
+    """10 short ones take 5 s; 10 that are nine times as long are left, 45 s of them. Half of these take 17: 18."""
+    out = io.StringIO()
+    with LineProgress(out, every=4.0).task("learn", 20, cost=10 * 3.0 + 10 * 27.0) as task:
+        task.weigh(3.0)
+        clock.now = 5.0
+        task.advance(10)
+        task.weigh(27.0)
+        clock.now = 22.0  # a little faster than was thought
+        task.advance(5)
+    assert "learn: 10/20, 45 s left" in out.getvalue()
+    assert f"learn: 15/20, {22 / 165 * 135:.0f} s left" in out.getvalue()
+
+
+def test_a_bar_has_the_same_time_left(clock: Clock) -> None:
+    """On a terminal, in minutes where there are many."""
     bars = BarProgress(Console(file=io.StringIO(), force_terminal=True))
-    bars.bars.get_time = clock
     with bars.task("learn", 100) as task:
         (shown,) = bars.bars.tasks
-
-        def work() -> None:
-            for _ in range(6):
-                clock.now += 0.5
-                task.advance()
-
-        work()
-        assert shown.time_remaining == pytest.approx(94 / 2)
         task.skip(60)
-        work()
-        assert (shown.completed, shown.time_remaining) == (72, pytest.approx(28 / 2))
+        clock.now = 60.0
+        task.advance(10)
+        assert (shown.completed, shown.fields["left"]) == (70, "3 min left")

@@ -63,7 +63,7 @@ class Failing(Progress):
         self.after = after
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Task]:
+    def task(self, title: str, total: int, cost: float = 0.0) -> Iterator[Task]:
         progress = self
 
         class Last(Task):

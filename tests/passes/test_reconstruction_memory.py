@@ -61,7 +61,7 @@ class Said(Progress):
     def __init__(self):
         self.lines = []
 
-    def task(self, title, total):
+    def task(self, title, total, cost=0.0):
         self.lines.append(f"TASK {title}")
         return super().task(title, total)
 

@@ -81,8 +81,11 @@ class Reconstruction:
         weights = self._weights(parts, work)
         traces: list[Trace] = []
         settled: set[str] = set()  # weights that have learned: a layer may be called by several blocks
-        with pool, ctx.progress.task("reconstruct", objective.iterations * sum(map(bool, work))) as task:
+        each = [cost.iteration for cost in costs]
+        total, cost = objective.iterations * sum(map(bool, work)), objective.iterations * sum(each)
+        with pool, ctx.progress.task("reconstruct", total, cost) as task:
             for index, (block, targets) in enumerate(zip(cut.blocks, work, strict=True)):
+                task.weigh(each[index])
                 file = folder / f"{index:04d}.safetensors"
                 if trace := self._step(file, block, targets, streams, weights, settled, task):
                     traces.append(trace)
