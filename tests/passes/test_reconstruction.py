@@ -16,6 +16,7 @@ from qpass_passes.learn_steps import LearnSteps
 from qpass_passes.qdrop import QDrop
 from qpass_passes.quantizers.mse import Mse
 from qpass_passes.reconstruction import Objective, Reconstruction, engine, reconstruct
+from qpass_passes.reconstruction.block import batch_of
 from qpass_passes.reconstruction.chain import chain, cut_into
 from qpass_passes.reconstruction.rows import Pool
 from qpass_passes.reconstruction.soft import SoftBlock
@@ -131,6 +132,17 @@ def test_what_it_leaves_is_what_simulate_carries_out(context, passes, input_, mo
         if "dynamic" not in input_:
             assert (out == seen).flatten(1).all(1).float().mean() > 0.5
         assert (out - seen).norm() < 0.2 * (plain - seen).norm()
+
+
+def test_a_batch_spans_all_rows():
+    """One from each stretch; every row as often as any other, where stretches split rows too; all, if there is room."""
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        assert (batch_of(20, 5, draws) // 4).tolist() == [0, 1, 2, 3, 4]
+        assert batch_of(7, 16, draws).tolist() == list(range(7))
+    often = torch.stack([batch_of(10, 4, draws) for _ in range(20_000)]).flatten().bincount(minlength=10)
+    assert often.sum() == 80_000
+    assert ((often - 8000).abs() < 5 * 8000**0.5).all()
 
 
 def test_soft_rounding_starts_at_the_weights(context):
