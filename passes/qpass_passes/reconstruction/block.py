@@ -128,8 +128,8 @@ def reconstruct(
 def batch_of(count: int, batch: int, draws: torch.Generator) -> Tensor:
     """Which of `count` rows make a batch: one at random from each of as many equal stretches as the batch has rows.
 
-    Rows come ordered by timestep, so that every batch has all of them in like shares. What an error is differs from
-    one timestep to the next more than from row to row: with rows drawn anywhere, much of a gradient was chance.
+    Rows come ordered by timestep, so every batch has all timesteps in like shares; drawn anywhere, some would be in it
+    twice and others not at all, and how large an error is differs much between them.
     """
     size = min(batch, count)
     places = (torch.arange(size) + torch.rand(size, generator=draws, dtype=torch.float64)) * (count / size)
