@@ -80,8 +80,8 @@ NOTES = {
 @pytest.mark.parametrize(
     "step",
     [
-        AdaRound(**FEW), Brecq(**FEW), QDrop(**FEW), LearnSteps(**FEW), Gptq(), Gptq(order="as-is"),
-        BiasCorrection(),
+        AdaRound(**FEW), Brecq(**FEW), QDrop(**FEW), QDrop(**FEW, polish=50), LearnSteps(**FEW), Gptq(),
+        Gptq(order="as-is"), BiasCorrection(),
     ],
     ids=lambda step: step.name,
 )  # fmt: skip

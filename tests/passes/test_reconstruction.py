@@ -108,8 +108,9 @@ def test_it_finds_what_brute_force_finds(context):
         (Brecq(**FEW), LearnSteps(**FEW)),
         (QDrop(**FEW),),
         (Brecq(**FEW, precision="bfloat16"),),
+        (QDrop(**FEW, polish=50),),
     ],
-    ids=["adaround", "brecq", "qdrop", "bf16"],
+    ids=["adaround", "brecq", "qdrop", "bf16", "polished"],
 )
 @pytest.mark.parametrize("input_", ["int8 tensor", "int6 tensor time:2", "int8 token dynamic"])
 def test_what_it_leaves_is_what_simulate_carries_out(context, passes, input_, monkeypatch):

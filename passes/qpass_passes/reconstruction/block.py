@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from qpass.progress import Task
+from qpass_passes.reconstruction.descent import View, polish
 from qpass_passes.reconstruction.gradients import press, random_mask
 from qpass_passes.reconstruction.objective import Objective, distance
 from qpass_passes.reconstruction.soft import SoftBlock
@@ -32,10 +33,11 @@ class Trace:
     before: float
     after: float
     iterations: int
-    flipped: float  # share of codes that learning changed
+    flipped: float  # share of codes that changed
     seconds: float
     kept: bool  # False where what was there before was better after all
     half: bool  # whether it learned in bf16
+    unpolished: float = 0.0  # the loss that polishing began at; 0 where none was, or it did not help
 
 
 def reconstruct(
@@ -48,81 +50,159 @@ def reconstruct(
     shuffled = torch.randperm(data.count, generator=draws)
     apart = max(1, min(HELD_OUT, data.count // 8))
     held, train = (shuffled[:apart], shuffled[apart:]) if objective.held_out else (shuffled, shuffled)
+    judge = _Judge(soft=soft, data=data, objective=objective, targets=targets, held=held.sort().values)
     train = train.sort().values
-    optimizer = _optimizer(soft, objective)
-    module: Any = torch.compile(soft, dynamic=False) if objective.compiled else soft
-    layers = soft.roundings()
 
-    def outputs(index: Tensor, inputs: list[Tensor], run: Any, half: bool) -> list[Tensor]:
-        with torch.autocast(data.device.type, torch.bfloat16, enabled=half):
-            given = run(data.t[index].to(data.device), *inputs)
-        return [given[place] for place in targets]
-
-    def loss_of(index: Tensor, ours: list[Tensor], theirs: list[Tensor] | None = None) -> Tensor:
-        nodes = [soft.block.outputs[place] for place in targets]
-        theirs = [data.target(node, index) for node in nodes] if theirs is None else theirs
-        each = zip(ours, theirs, nodes, strict=True)
-        return torch.stack([distance(a, b, objective.norm, data.weights.get(node)) for a, b, node in each]).sum()
-
-    @torch.no_grad()
-    def measured(of_half: bool = False) -> float:
-        """The loss as things stand; `of_half`: that of the outputs in bf16 against those in single precision."""
-        soft.eval()
-        soft.set(soft=False, activations=objective.activations, drop=0.0)
-        total = 0.0
-        for index in torch.split(held.sort().values, data.forward):
-            inputs = [data.rounded(node, index) for node in soft.block.inputs]
-            ours = outputs(index, inputs, soft, False)
-            loss = loss_of(index, outputs(index, inputs, soft, True), ours) if of_half else loss_of(index, ours)
-            total += float(loss) * len(index)
-        return total / len(held)
-
-    before = measured()
+    before = judge.measured()
     half = objective.half(data.device)
     if half and objective.precision == "auto":
-        half = measured(of_half=True) <= BLUR * before
-    first = {home: one.codes for home, one in soft.layers.items()}
-    scales = [one.scale.detach().clone() for one in soft.learned_steps()]
-    done = 0
+        half = judge.measured(of_half=True) <= BLUR * before
+    first = _State.of(soft)
     with torch.random.fork_rng(devices=[data.device] if data.device.type == "cuda" else []), torch.enable_grad():
         torch.manual_seed(seed)
-        soft.train()
-        soft.set(soft=True, activations=objective.activations, drop=objective.drop)
-        for done in range(1, objective.iterations + 1):
-            index = train[batch_of(len(train), objective.batch, draws)]
-            inputs = [_mixed(data, node, index, objective.mix) for node in soft.block.inputs]
-            loss = loss_of(index, outputs(index, inputs, module, half))
-            if objective.decay:
-                for group in optimizer.param_groups:
-                    group["lr"] = group["first"] * (1 + math.cos(math.pi * (done - 1) / objective.iterations)) / 2
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            beta = annealed(done - 1, objective.iterations, warmup=objective.warmup)
-            if beta is not None:
-                for one in layers:
-                    press(one.v, beta, objective.strength)
-            optimizer.step()
-            for quantizer, scale in zip(soft.learned_steps(), scales, strict=True):
-                quantizer.scale.data.clamp_(min=scale * LEAST)
-            task.advance()
-            if objective.settle and layers and beta is not None and done % EVERY == 0 and _settled(soft):
-                task.skip(objective.iterations - done)
-                break
-    flipped = [one.settle() for one in layers]
-    after = measured()
-    if kept := math.isfinite(after) and after <= before:
-        share = sum(flipped) / len(flipped) if flipped else 0.0
-    else:
-        share = 0.0
-        for home, codes in first.items():
-            soft.layers[home].give_back(codes)
-        with torch.no_grad():
-            for quantizer, scale in zip(soft.learned_steps(), scales, strict=True):
-                quantizer.scale.copy_(scale)
+        done = _learn(judge, train, half, draws, task)
+    after = judge.measured()
+    if not (kept := math.isfinite(after) and after <= before):
+        after = before
+        first.give_back(soft)
+
+    unpolished = 0.0
+    if objective.polish and soft.roundings():
+        learned = _State.of(soft)
+        view = judge.view(train, draws)
+        for one in reversed(soft.roundings()):
+            polish(one, view, objective.polish)
+        task.advance(objective.polishing)
+        if (better := judge.measured()) < after:
+            unpolished, after, kept = after, better, True
+        else:
+            learned.give_back(soft)
     return Trace(
-        block=soft.block.name, before=before, after=after if kept else before, iterations=done, flipped=share,
-        seconds=time.monotonic() - started, kept=kept, half=half,
+        block=soft.block.name, before=before, after=after, iterations=done, flipped=first.flipped(soft),
+        seconds=time.monotonic() - started, kept=kept, half=half, unpolished=unpolished,
     )  # fmt: skip
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class _Judge:
+    """Runs a block on rows, and compares what it gives with what it should."""
+
+    soft: SoftBlock
+    data: Data
+    objective: Objective
+    targets: tuple[int, ...]
+    held: Tensor
+
+    @property
+    def nodes(self) -> list[Node]:
+        return [self.soft.block.outputs[place] for place in self.targets]
+
+    def inputs(self, index: Tensor) -> list[Tensor]:
+        return [self.data.rounded(node, index) for node in self.soft.block.inputs]
+
+    def outputs(self, index: Tensor, inputs: list[Tensor], run: Any = None, half: bool = False) -> list[Tensor]:
+        with torch.autocast(self.data.device.type, torch.bfloat16, enabled=half):
+            given = (run or self.soft)(self.data.t[index].to(self.data.device), *inputs)
+        return [given[place] for place in self.targets]
+
+    def wanted(self, index: Tensor) -> list[Tensor]:
+        return [self.data.target(node, index) for node in self.nodes]
+
+    def loss(self, ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
+        each = zip(ours, theirs, self.nodes, strict=True)
+        norm, weights = self.objective.norm, self.data.weights
+        return torch.stack([distance(a, b, norm, weights.get(node)) for a, b, node in each]).sum()
+
+    @torch.no_grad()
+    def measured(self, of_half: bool = False) -> float:
+        """The loss as things stand; `of_half`: that of the outputs in bf16 against those in single precision."""
+        self.hard()
+        total = 0.0
+        for index in torch.split(self.held, self.data.forward):
+            inputs = self.inputs(index)
+            ours = self.outputs(index, inputs)
+            pair = (self.outputs(index, inputs, half=True), ours) if of_half else (ours, self.wanted(index))
+            total += float(self.loss(*pair)) * len(index)
+        return total / len(self.held)
+
+    def hard(self) -> None:
+        """Round as the finished model will."""
+        self.soft.eval()
+        self.soft.set(soft=False, activations=self.objective.activations, drop=0.0)
+
+    def view(self, rows: Tensor, draws: torch.Generator) -> View:
+        """What polishing is to see of the block. Rows of one timestep are a group: gates depend on it."""
+
+        def apart(index: Tensor, ours: list[Tensor]) -> list[tuple[Tensor, Tensor | float]]:
+            each = zip(ours, self.wanted(index), self.nodes, strict=True)
+            return [(a.float() - b.float(), self.data.weights.get(node, 1.0)) for a, b, node in each]
+
+        def run(index: Tensor) -> list[Tensor]:
+            return self.outputs(index, self.inputs(index))
+
+        self.hard()
+        group = torch.unique(self.data.t, return_inverse=True)[1]
+        return View(run=run, apart=apart, rows=rows, batch=self.objective.batch, group=group, draws=draws)
+
+
+@attrs.frozen(eq=False)
+class _State:
+    """What a block has learned so far."""
+
+    codes: dict[str, Tensor]
+    scales: list[Tensor]
+
+    @classmethod
+    def of(cls, soft: SoftBlock) -> _State:
+        scales = [one.scale.detach().clone() for one in soft.learned_steps()]
+        return cls({home: one.codes for home, one in soft.layers.items()}, scales)
+
+    @torch.no_grad()
+    def give_back(self, soft: SoftBlock) -> None:
+        for home, codes in self.codes.items():
+            soft.layers[home].give_back(codes)
+        for quantizer, scale in zip(soft.learned_steps(), self.scales, strict=True):
+            quantizer.scale.copy_(scale)
+
+    def flipped(self, soft: SoftBlock) -> float:
+        """The share of codes that are others now, over the layers that learn."""
+        shares = [float((one.codes != self.codes[one.slot.home]).float().mean()) for one in soft.roundings()]
+        return sum(shares) / len(shares) if shares else 0.0
+
+
+def _learn(judge: _Judge, train: Tensor, half: bool, draws: torch.Generator, task: Task) -> int:
+    """Learn from these rows and round for good; returns how many iterations it took."""
+    soft, data, objective = judge.soft, judge.data, judge.objective
+    optimizer = _optimizer(soft, objective)
+    module: Any = torch.compile(soft, dynamic=False) if objective.compiled else soft
+    layers, steps = soft.roundings(), soft.learned_steps()
+    least = [one.scale.detach() * LEAST for one in steps]
+    soft.train()
+    soft.set(soft=True, activations=objective.activations, drop=objective.drop)
+    done = 0
+    for done in range(1, objective.iterations + 1):
+        index = train[batch_of(len(train), objective.batch, draws)]
+        inputs = [_mixed(data, node, index, objective.mix) for node in soft.block.inputs]
+        loss = judge.loss(judge.outputs(index, inputs, module, half), judge.wanted(index))
+        if objective.decay:
+            for group in optimizer.param_groups:
+                group["lr"] = group["first"] * (1 + math.cos(math.pi * (done - 1) / objective.iterations)) / 2
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        beta = annealed(done - 1, objective.iterations, warmup=objective.warmup)
+        if beta is not None:
+            for one in layers:
+                press(one.v, beta, objective.strength)
+        optimizer.step()
+        for quantizer, scale in zip(steps, least, strict=True):
+            quantizer.scale.data.clamp_(min=scale)
+        task.advance()
+        if objective.settle and layers and beta is not None and done % EVERY == 0 and _settled(soft):
+            task.skip(objective.iterations - done)
+            break
+    for one in layers:
+        one.settle()
+    return done
 
 
 def batch_of(count: int, batch: int, draws: torch.Generator) -> Tensor:

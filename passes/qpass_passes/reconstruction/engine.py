@@ -82,7 +82,8 @@ class Reconstruction:
         traces: list[Trace] = []
         settled: set[str] = set()  # weights that have learned: a layer may be called by several blocks
         each = [cost.iteration for cost in costs]
-        total, cost = objective.iterations * sum(map(bool, work)), objective.iterations * sum(each)
+        units = objective.iterations + objective.polishing
+        total, cost = units * sum(map(bool, work)), units * sum(each)
         with pool, ctx.progress.task("reconstruct", total, cost) as task:
             for index, (block, targets) in enumerate(zip(cut.blocks, work, strict=True)):
                 task.weigh(each[index])
@@ -109,7 +110,7 @@ class Reconstruction:
         memory, disk = cut.peaks(count, pool.budget)
         done = {file.stem for file in folder.glob("*.safetensors")}
         left = [i for i, targets in enumerate(work) if targets and f"{i:04d}" not in done]
-        seconds = sum(costs[i].iteration for i in left) * objective.iterations
+        seconds = sum(costs[i].iteration for i in left) * (objective.iterations + objective.polishing)
         row = sum(cost.row for cost in costs)
         seconds += 2 * count * row  # the blocks of both models, rolled forward once
         if objective.fisher != "none":
@@ -184,7 +185,7 @@ class Reconstruction:
             if kept := load(file):
                 trace, tensors = kept
                 _restore(soft, tensors)
-                task.skip(objective.iterations)
+                task.skip(objective.iterations + objective.polishing)
             else:
                 seed = _seed(ctx.seed, self.key, block.name)
                 data = attrs.evolve(streams.data(), weights=weights)

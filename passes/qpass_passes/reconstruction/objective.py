@@ -11,6 +11,8 @@ from torch import Tensor
 
 from qpass.device import multiplies_bfloat16
 
+ROWS = 512  # calibration rows that polishing looks at, at least, where there are as many
+
 Unit = Literal["layer", "block"]
 Fisher = Literal["none", "mean"]
 Precision = Literal["float32", "bfloat16", "auto"]
@@ -36,6 +38,7 @@ class Objective:
     warmup: float = attrs.field(default=0.2, validator=[v.ge(0), v.lt(1)])  # share of iterations without it
     # codes that are there already learn again, each rounding variable from this far within the side it is on; 0: not
     restart: float = attrs.field(default=0.0, validator=[v.ge(0), v.lt(0.5)])
+    polish: int = attrs.field(default=0, validator=v.ge(0))  # moves in each output channel, once all is learned
     norm: float = attrs.field(default=2.0, validator=v.gt(0))
     fisher: Fisher = attrs.field(default="none", validator=v.in_(("none", "mean")))  # weights of the error
     fisher_rows: int = attrs.field(default=128, validator=v.ge(1))
@@ -43,6 +46,11 @@ class Objective:
     settle: bool = True  # stop when no rounding variable has anything left to learn
     precision: Precision = attrs.field(default="float32", validator=v.in_(get_args(Precision)))
     compiled: bool = False
+
+    @property
+    def polishing(self) -> int:
+        """How many iterations of a block polishing it takes, roughly."""
+        return 4 * ROWS // self.batch if self.polish else 0
 
     def half(self, device: torch.device) -> bool:
         """Whether products may be in bf16 there: with `auto`, where the device has instructions for them."""

@@ -16,6 +16,7 @@ from qpass.graph import Block, block_module
 from qpass.progress import Task
 from qpass_passes.reconstruction.block import reconstruct
 from qpass_passes.reconstruction.chain import Chain
+from qpass_passes.reconstruction.descent import room
 from qpass_passes.reconstruction.objective import Objective
 from qpass_passes.reconstruction.soft import SoftBlock, softened
 from qpass_passes.reconstruction.streams import Data
@@ -53,6 +54,7 @@ def probe(
     count = min(len(samples), objective.batch + objective.batch // 7 + 1)
     given = graph.graph.find_nodes(op="placeholder")
     live = dict(zip(given, next(samples.batches(count, device)), strict=True))
+    timesteps = len(torch.unique(samples.t))
     tried: dict[object, Cost] = {}
     found = []
     for block, targets, gone in zip(cut.blocks, work, cut.dies, strict=True):
@@ -68,7 +70,9 @@ def probe(
             kind = _kind(block, soft, inputs)
             if kind not in tried:
                 data = _data(live, cut, samples.t[:count], device)
-                tried[kind] = _try(soft, data, objective, targets)
+                learning = _try(soft, data, objective, targets)
+                polishing = room(soft.roundings(), timesteps) if objective.polish else 0
+                tried[kind] = attrs.evolve(learning, memory=max(learning.memory, polishing))
             cost = attrs.evolve(tried[kind], row=row)
         found.append(cost)
         for node in gone:
@@ -91,7 +95,7 @@ def _data(live: Mapping[Node, Tensor], cut: Chain, t: Tensor, device: torch.devi
 
 
 def _try(soft: SoftBlock, data: Data, objective: Objective, targets: tuple[int, ...]) -> Cost:
-    few = attrs.evolve(objective, iterations=TRIES, settle=False, compiled=False)
+    few = attrs.evolve(objective, iterations=TRIES, polish=0, settle=False, compiled=False)
     watch = _Watch({one.original.numel() for one in soft.layers.values()})
     with saved_tensors_hooks(watch.keep, lambda tensor: tensor):
         reconstruct(soft, data, few, targets, 0, watch)

@@ -70,18 +70,14 @@ class SoftLayer(nn.Module):
         return self.fixed
 
     @torch.no_grad()
-    def settle(self) -> float:
-        """Round for good; returns the share of codes that are not those of rounding to nearest."""
-        if not self.learns:
-            return 0.0
-        nearest = self.codes
-        found = harden(self.original, self.v, self.scale, self.zero, self.low, self.high)
-        self.codes = found.to(nearest.dtype)
-        self.fixed = self._decoded()
-        return float((self.codes != nearest).float().mean())
+    def settle(self) -> None:
+        """Round for good, where it learned."""
+        if self.learns:
+            found = harden(self.original, self.v, self.scale, self.zero, self.low, self.high)
+            self.give_back(found.to(self.codes.dtype))
 
     def give_back(self, codes: Tensor) -> None:
-        """Take codes that were learned before."""
+        """Take other codes, or those that were there before."""
         self.codes = codes
         self.fixed = self._decoded()
 
