@@ -102,7 +102,7 @@ class _Judge:
 
     def outputs(self, index: Tensor, inputs: list[Tensor], run: Any = None, half: bool = False) -> list[Tensor]:
         with torch.autocast(self.data.device.type, torch.bfloat16, enabled=half):
-            given = (run or self.soft)(self.data.t[index].to(self.data.device), *inputs)
+            given = (self.soft if run is None else run)(self.data.t[index].to(self.data.device), *inputs)
         return [given[place] for place in self.targets]
 
     def wanted(self, index: Tensor) -> list[Tensor]:

@@ -89,8 +89,7 @@ class RoundingOptions:
         validator=v.ge(0),
         metadata={
             "help": "moves of single codes by one level, at most, in each output channel of a block's last layers "
-            "once it has learned, each where it lowers the block's squared error most; in no paper's method, "
-            "so 0 but in recipes of ours"
+            "once it has learned, each where it lowers the block's squared error most; 0, as in the papers: none"
         },
     )
 
