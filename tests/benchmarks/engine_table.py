@@ -37,7 +37,7 @@ from qpass.progress import Task, for_terminal
 from qpass.recipe import read
 
 BLOCKS = {"cifar10-unet": "mid_block.resnets.0", "cifar10-dit": "transformer_blocks.0"}
-OURS = {"rate": 0.15, "batch": 16, "polish": 1000}  # what the preset fast of best-w4a4 has
+OURS = {"rate": 0.15, "batch": 16, "polish": 1000}  # what the preset fast has, and polishing, which it has not
 VARIANTS: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours, not polished": {"polish": 0},
