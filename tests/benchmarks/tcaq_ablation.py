@@ -63,6 +63,11 @@ def one_group(recipe: Recipe) -> None:
     assign["input"] = assign["input"].split(" time:")[0]
 
 
+def split(recipe: Recipe) -> None:
+    """Two quantizers for each concatenated input, as in Q-Diffusion and what was built on its code."""
+    recipe["passes"].insert(1, {"use": "split-shortcut"})
+
+
 def groups(count: int) -> Change:
     def change(recipe: Recipe) -> None:
         one_group(recipe)
@@ -104,6 +109,8 @@ SETTINGS: dict[str, tuple[Change, ...]] = {
     "limit-32": (with_("tcr", limit=32.0),),
     "strength-1": (with_("tcr", search=False),),
     "strength-half": (with_("tcr", search=False, strength=0.5),),
+    "split": (split,),
+    "drop-half": (with_("qdrop", drop=0.5), with_("par", drop=0.5)),
     "rounds-2": (with_("par", rounds=2),),
     "mix-0": (with_("par", mix=0.0),),
     "target-trajectory": (with_("par", target="trajectory"),),
