@@ -26,6 +26,4 @@ class LearnSteps(ChainPass):
     norm: float = attrs.field(default=2.4, validator=v.gt(0), metadata={"help": "power of the error in the loss"})
 
     def objective(self) -> Objective:
-        return self.chosen(
-            unit="block", weights=False, steps=True, activations=True, step_rate=self.rate, decay=True
-        )
+        return self.chosen(unit="block", weights=False, steps=True, activations=True, step_rate=self.rate)

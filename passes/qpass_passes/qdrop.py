@@ -17,7 +17,7 @@ class QDrop(JointOptions, ChainPass):
 
     Rounding of each value is dropped with probability `drop`, equation 9; a block's own input is mixed value by
     value, a share `mix` of it in full precision, as the authors' code does. Rounding of weights and step sizes of
-    inputs learn together, at the rates of that code.
+    inputs learn together, at the rates of that code, of which that of step sizes falls along a cosine.
     """
 
     name: ClassVar[str] = "qdrop"

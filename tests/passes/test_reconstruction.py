@@ -278,3 +278,24 @@ def test_a_glob_that_matches_nothing_is_an_error(context, step):
     with pytest.raises(PreconditionError, match=rf"{step.name}: the glob 'mid_blck\.\*' in 'only' matches no "):
         step(only=("mid_blck.*",)).requires(graph, context)
     step(only=("mid_block.*",)).requires(graph, context)
+
+
+@pytest.mark.parametrize("step_decay", [True, False])
+def test_the_rate_of_step_sizes_falls_along_a_cosine(context, monkeypatch, step_decay):
+    """4e-4, then (1 + cos 45 deg) / 2 of it, half, (1 - cos 45 deg) / 2; the rate of the rounding stays."""
+    seen = []
+    step = torch.optim.Adam.step
+
+    def watched(self, *given):
+        seen.append([group["lr"] for group in self.param_groups])
+        return step(self, *given)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    few = {**FEW, "iterations": 4, "rate": 0.1, "step_rate": 4e-4}
+    run(context, QDrop(**few, step_decay=step_decay))
+    falling = [4e-4, 3.414214e-4, 2e-4, 0.585786e-4] if step_decay else [4e-4] * 4
+    both = [rates for rates in seen if len(rates) == 2]
+    assert both
+    for place, (rounding, steps) in enumerate(both):
+        assert rounding == 0.1
+        assert steps == pytest.approx(falling[place % 4])

@@ -184,9 +184,9 @@ def _learn(judge: _Judge, train: Tensor, half: bool, draws: torch.Generator, tas
         index = train[batch_of(len(train), objective.batch, draws)]
         inputs = [_mixed(data, node, index, objective.mix) for node in soft.block.inputs]
         loss = judge.loss(judge.outputs(index, inputs, module, half), judge.wanted(index))
-        if objective.decay:
-            for group in optimizer.param_groups:
-                group["lr"] = group["first"] * (1 + math.cos(math.pi * (done - 1) / objective.iterations)) / 2
+        for group in optimizer.param_groups:
+            if group["falls"]:
+                group["lr"] = objective.step_rate * (1 + math.cos(math.pi * (done - 1) / objective.iterations)) / 2
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         beta = annealed(done - 1, objective.iterations, warmup=objective.warmup)
@@ -218,12 +218,14 @@ def batch_of(count: int, batch: int, draws: torch.Generator) -> Tensor:
 
 def _optimizer(soft: SoftBlock, objective: Objective) -> torch.optim.Optimizer:
     groups = [
-        ([one.v for one in soft.roundings()], objective.rate),
-        ([one.scale for one in soft.learned_steps()], objective.step_rate),
+        {"params": [one.v for one in soft.roundings()], "lr": objective.rate, "falls": False},
+        {
+            "params": [one.scale for one in soft.learned_steps()],
+            "lr": objective.step_rate,
+            "falls": objective.step_decay,
+        },
     ]
-    return torch.optim.Adam(
-        [{"params": some, "lr": rate, "first": rate} for some, rate in groups if some], fused=True
-    )
+    return torch.optim.Adam([group for group in groups if group["params"]], fused=True)
 
 
 def _mixed(data: Data, node: Node, index: Tensor, mix: float) -> Tensor:

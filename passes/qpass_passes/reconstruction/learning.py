@@ -101,6 +101,9 @@ class JointOptions(RoundingOptions):
     step_rate: float = attrs.field(
         default=4e-5, validator=v.gt(0), metadata={"help": "learning rate of the step sizes"}
     )
+    step_decay: bool = attrs.field(
+        default=True, metadata={"help": "let that rate fall to 0 along a cosine, as QDrop's code does"}
+    )
     norm: float = attrs.field(default=2.0, validator=v.gt(0), metadata={"help": "power of the error in the loss"})
     drop: float = attrs.field(
         default=0.5,

@@ -33,7 +33,7 @@ class Objective:
     batch: int = attrs.field(default=32, validator=v.ge(1))
     rate: float = attrs.field(default=1e-3, validator=v.gt(0))  # of the rounding variables
     step_rate: float = attrs.field(default=4e-5, validator=v.gt(0))  # of the step sizes
-    decay: bool = False  # of both rates, to 0 along a cosine
+    step_decay: bool = True  # whether step_rate falls to 0 along a cosine
     strength: float = attrs.field(default=0.01, validator=v.ge(0))  # of the rounding regularizer
     warmup: float = attrs.field(default=0.2, validator=[v.ge(0), v.lt(1)])  # share of iterations without it
     # codes that are there already learn again, each rounding variable from this far within the side it is on; 0: not
