@@ -12,6 +12,8 @@ from torch import nn
 
 from qpass.errors import ModelError
 
+OF_PEFT = ("_active_adapter", "_disable_adapters")  # which of a layer's adapters speak
+
 
 def on(module: Any, device: torch.device) -> Any:
     """The module, or a copy of it on that device where it lies elsewhere, made without a second one over there."""
@@ -55,7 +57,10 @@ def _behaviour(module: nn.Module) -> Iterator[bytes]:
         plain = {
             key: value
             for key, value in vars(inner).items()
-            if not key.startswith("_") and key != "training" and "path" not in key and _is_plain(value)
+            if (key in OF_PEFT or not key.startswith("_"))
+            and key != "training"
+            and "path" not in key
+            and _is_plain(value)
         }
         processor = type(getattr(inner, "processor", None)).__name__
         hooks = len(inner._forward_hooks) + len(inner._forward_pre_hooks)

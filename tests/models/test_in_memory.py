@@ -111,6 +111,26 @@ def test_the_fingerprint_knows_what_is_set_beside_the_weights():
     assert len(set(marks)) == len(marks)
 
 
+def test_the_fingerprint_knows_which_adapter_speaks():
+    """Of two LoRA adapters one, the other, or none: nothing but a switch differs, and the outputs do."""
+    peft = pytest.importorskip("peft")
+    unet = pipelines.stable_diffusion().unet
+    for name in "ab":
+        unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), adapter_name=name)
+
+    def mark():
+        return InMemory(module=unet, scheduler=SCHEDULE).fingerprint()
+
+    marks = []
+    for switch in (lambda: unet.set_adapter("a"), lambda: unet.set_adapter("b"), unet.disable_adapters):
+        switch()
+        marks.append(mark())
+    assert len(set(marks)) == 3
+    unet.enable_adapters()
+    unet.set_adapter("a")
+    assert mark() == marks[0]
+
+
 ORDER = """
 import sys
 import diffusers
