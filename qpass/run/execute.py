@@ -67,8 +67,10 @@ def run(
     with folder.held(progress.say):
         base = ground(recipe, where.type)
         changed = folder.changed(facts(recipe, base))
-        if any(name.partition(".")[0] in base for name in changed):
-            folder.calibration.unlink(missing_ok=True)  # of another set; written again where one is asked for
+        if changed:
+            folder.calibration.unlink(
+                missing_ok=True
+            )  # maybe of another set; the stages that are kept bring theirs
         if changed:
             progress.say(f"changed since the last run in {path}: {', '.join(changed)}; redoing what depends on it")
         write_file(path / "recipe.toml", recipe.toml())

@@ -21,7 +21,7 @@ from qpass.artifact.ops import Ops
 from qpass.evaluator import Evaluator
 from qpass.model import ModelAdapter
 from qpass.quantizer import Quantizer
-from qpass.recipe import Recipe
+from qpass.recipe import Recipe, bytes_of
 from qpass.recipe.structure import to_data
 from qpass.report.data import plain
 from qpass.source import home, source_hash
@@ -70,7 +70,7 @@ def trace_print(model: ModelAdapter, base: Mapping[str, Any]) -> str:
 
 def facts(recipe: Recipe, base: Mapping[str, Any]) -> dict[str, Any]:
     """All that a run's folder depends on, under the names `--set` has for it, so that a change can be named."""
-    named: dict[str, Any] = {**base}
+    named: dict[str, Any] = {**base, "memory_budget": recipe.memory_budget}
     for kind, plugins in (("passes", recipe.passes), ("evaluators", recipe.evaluators)):
         seen: Counter[str] = Counter()
         named[kind] = {"": [plugin.name for plugin in plugins]}
@@ -122,8 +122,11 @@ def _code(thing: Any) -> dict[str, str]:
 
 
 def stage_prints(recipe: Recipe, base: Mapping[str, Any]) -> list[str]:
-    """One fingerprint for each pass, of everything up to and including it."""
-    prints, last = [], digest(base)
+    """One fingerprint for each pass, of everything up to and including it.
+
+    The memory budget is part of it: what does not fit is kept on disk in half precision.
+    """
+    prints, last = [], digest({"base": base, "memory_budget": bytes_of(recipe.memory_budget)})
     for step in recipe.passes:
         last = digest({"before": last, "pass": to_data(step), "code": own_code(step)})
         prints.append(last)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 
 from qpass.analysis import Analysis, Tensors
 from qpass.artifact.folder import Artifact, load_artifact, save, save_tensors
-from qpass.errors import ArtifactError
+from qpass.errors import ArtifactError, StorageError
 from qpass.evaluator import Observation, Series
 from qpass.files import UNFINISHED, checksum, locked, new_folder, sha256, sweep, write_file
 from qpass.manager import Record, Run, Stages
@@ -27,6 +27,7 @@ from qpass.report.data import plain
 from qpass.run.fingerprint import digest, own_code
 
 REPORT = ("report.json", "report.html", "timings.json")  # what a run says of its artifact
+OWN = (*REPORT, "recipe.toml", "calibration.json", "artifact")  # what it writes, whatever was there
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -57,6 +58,11 @@ class RunFolder:
         return self.path / "stages"
 
     @property
+    def _facts(self) -> Path:
+        """All that the last run here depended on."""
+        return self.stages / "facts.json"
+
+    @property
     def originals(self) -> Path:
         """What is known of the original model."""
         return self.shared or self.stages
@@ -65,6 +71,11 @@ class RunFolder:
     def held(self, say: Callable[[str], None]) -> Iterator[None]:
         """Hold the folder for one process at a time, and clear what an interrupted one left half-written."""
         busy = f"another run is at work in {str(self.path)!r}; wait for it, or choose another folder with --out"
+        if not self._facts.exists() and (there := [name for name in OWN if (self.path / name).exists()]):
+            raise StorageError(
+                f"{str(self.path)!r} is no run's folder, and its {there[0]!r} would be replaced; choose another --out, "
+                f"or move {', '.join(there)} away"
+            )
         with locked(self.stages / ".lock", busy, say):
             sweep(self.path)
             sweep(self.stages, f"**/{UNFINISHED}*")
@@ -75,13 +86,12 @@ class RunFolder:
 
         However far this run comes, no other recipe's figures stand beside what it leaves.
         """
-        file = self.stages / "facts.json"
-        before = _json(file) or {}
+        before = _json(self._facts) or {}
         now = plain(facts)
         names = sorted(k for k in now.keys() | before.keys() if before and now.get(k) != before.get(k))
         for name in REPORT if names else ():
             (self.path / name).unlink(missing_ok=True)
-        write_file(file, json.dumps(now, sort_keys=True, indent=1))
+        write_file(self._facts, json.dumps(now, sort_keys=True, indent=1))
         return names
 
     def analysis(self, base: str, question: Analysis[Any]) -> Path:
@@ -201,13 +211,20 @@ class KeptStages(Stages):
     def load(self, index: int) -> Run | None:
         """The stage, if this run or one that shares with it made it under the same fingerprint, and it is whole."""
         if kept := self._read(self._place(index), index):
+            self._tell_calibration(self._place(index))
             return kept
         for place in self._elsewhere(index):
             # an artifact is read only where the small file says that it may be the one
             said = _json(_costs(place)) or {}
             if said.get("fingerprint") == self.prints[index] and (kept := self._read(place, index)):
+                self._tell_calibration(place)
                 return attrs.evolve(kept, kept_from=repr(str(place.parent.parent)))
         return None
+
+    def _tell_calibration(self, stage: Path) -> None:
+        """Say beside the run what this stage was calibrated on, as nobody asks for the set again."""
+        with suppress(OSError):
+            write_file(self.folder.calibration, _calibration(stage).read_bytes())
 
     def _read(self, place: Path, index: int) -> Run | None:
         if not place.is_dir():
@@ -245,6 +262,8 @@ class KeptStages(Stages):
             "peak_memory_mb": max(peak_memory_mb(), run.peak_memory_mb),
         }
         write_file(_costs(place), json.dumps(costs))
+        with suppress(OSError):  # no pass has asked for the set so far
+            write_file(_calibration(place), self.folder.calibration.read_bytes())
         about = {
             "fingerprint": self.prints[index],
             "records": [plain(attrs.asdict(record, recurse=False)) for record in run.records],
@@ -255,6 +274,11 @@ class KeptStages(Stages):
 def _costs(stage: Path) -> Path:
     """The file of what a stage took: time and memory vary between equal runs, and the stage does not."""
     return stage.with_suffix(".costs.json")
+
+
+def _calibration(stage: Path) -> Path:
+    """The file of what a run had been calibrated on by then."""
+    return stage.with_suffix(".calibration.json")
 
 
 def _json(file: Path) -> dict[str, Any] | None:

@@ -68,6 +68,17 @@ def test_it_follows_the_recipe(run, tmp_path):
     assert read(tmp_path / "r") == first
 
 
+def test_it_comes_with_the_stages_that_are_kept(run, tmp_path):
+    """Another evaluator redoes no pass, so nobody asks for the set; what it was is said all the same."""
+    assert run(tmp_path / "r", *options("uniform-steps")) == 0
+    first = read(tmp_path / "r")
+    assert run(tmp_path / "r", *options("uniform-steps", "evaluators.drift.rows=3")) == 0
+    assert read(tmp_path / "r") == first
+    (tmp_path / "r" / "calibration.json").unlink()
+    assert run(tmp_path / "r", *options("uniform-steps")) == 0
+    assert read(tmp_path / "r") == first
+
+
 def test_a_run_that_asks_for_no_set_has_none(run, tmp_path):
     """Weights alone need no calibration: neither a new manifest nor that of an earlier recipe in the folder."""
     weights = ("passes.assign.input=float", "passes.assign.edge_input=float")

@@ -104,7 +104,7 @@ def test_a_change_is_named_and_redone_from_there(
         ("model.scheduler.beta_schedule=scaled_linear", ["model.scheduler.beta_schedule"]),
         ("passes.assign.keep=['conv_in']", ["passes.assign.keep"]),
         ("passes.simulate.input=percentile", ["passes.simulate.input.q", "passes.simulate.input.use"]),
-        ("memory_budget=3GB", []),
+        ("memory_budget=3GB", ["memory_budget"]),
     ],
 )
 def test_every_change_has_a_name(recipe: Path, tmp_path: Path, option: str, named: list[str]) -> None:
@@ -279,3 +279,15 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     assert exact(tmp_path / "killed") == exact(tmp_path / "whole")
     assert not unfinished(tmp_path)
     assert json.loads((tmp_path / "killed" / "report.json").read_text())["records"]
+
+
+def test_another_memory_budget(run: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What does not fit lies on disk in half precision, so nothing made under another budget is kept."""
+    assert run(tmp_path / "run", "--set", "memory_budget=1GB") == 0
+    capfd.readouterr()
+    assert run(tmp_path / "run", "--set", "memory_budget=2GB") == 0
+    said = capfd.readouterr().err
+    assert "memory_budget; redoing what depends on it" in said
+    assert "kept from an earlier run" not in said
+    assert run(tmp_path / "run", "--set", "memory_budget=2048MB") == 0
+    assert "1. assign: kept from an earlier run" in capfd.readouterr().err

@@ -88,12 +88,20 @@ def test_full_disk(run: Command, tmp_path: Path, capfd: pytest.CaptureFixture[st
         assert run(disk / "run") == 0
 
 
+def ran_before(folder: Path) -> None:
+    """Make it a run's folder, which may replace what it wrote."""
+    (folder / "stages").mkdir(exist_ok=True)
+    (folder / "stages" / "facts.json").write_text("{}")
+
+
 @pytest.mark.parametrize("place", ["artifact", "stages/01-assign", "stages"])
 def test_a_file_in_the_way(run: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str], place: str) -> None:
     """A file that stands where the run wants a folder is never deleted for it."""
     mine = tmp_path / "run" / place
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
+    if place != "stages":
+        ran_before(tmp_path / "run")
     assert run(tmp_path / "run") == 2
     assert "a file stands where a folder should be" in capfd.readouterr().err
     assert mine.read_text() == "mine"
@@ -103,9 +111,27 @@ def test_a_file_in_the_way(run: Command, tmp_path: Path, capfd: pytest.CaptureFi
 def test_a_folder_in_the_way(run: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A folder that stands where the run wants a file is never deleted for it."""
     (tmp_path / "run" / "recipe.toml").mkdir(parents=True)
+    ran_before(tmp_path / "run")
     assert run(tmp_path / "run") == 2
     assert "or the other way round; choose another folder with --out" in capfd.readouterr().err
     assert not unfinished(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["recipe.toml", "artifact/notes.txt", "report.json"])
+def test_what_is_not_a_runs_is_never_replaced(
+    run: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str], place: str
+) -> None:
+    """A folder in which nothing was ever run, and which holds a name that a run would write, is refused as it is."""
+    mine = tmp_path / "mine" / place
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    assert run(tmp_path / "mine") == 2
+    first = place.partition("/")[0]
+    assert (
+        f"is no run's folder, and its '{first}' would be replaced; choose another --out" in capfd.readouterr().err
+    )
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [mine]
+    assert mine.read_text() == "mine"
 
 
 def fill(folder: Path, text: str) -> None:
