@@ -36,7 +36,8 @@ class LoadedModel(nn.Module):
     """A quantized denoiser. `pipe.unet = qpass.load(folder)` works: same call, same config, same output.
 
     `denoise(x, t, *cond)` is the plain way to call it; t may be an int, a 0-d or (B,) tensor, integer or float.
-    Inputs of another number format are turned into the model's own, and its output back into theirs.
+    Inputs of another number format are turned into the model's own, and its output back into theirs; timesteps stay
+    as they are, since bfloat16 has no 853.
     """
 
     def __init__(self, artifact: Artifact) -> None:
@@ -73,10 +74,9 @@ class LoadedModel(nn.Module):
 
     def denoise(self, x: Tensor, t: Tensor | float, *cond: Tensor) -> Tensor:
         """Call the graph."""
-        inputs = (x, times(t, x), *cond)
-        if (given := x.dtype) != self.dtype:
-            inputs = tuple(value.to(self.dtype) if value.dtype == given else value for value in inputs)
-        output: Tensor = self.graph(*inputs)
+        given, own = x.dtype, self.dtype
+        turned = [value.to(own) if value.dtype == given else value for value in (x, *cond)]
+        output: Tensor = self.graph(turned[0], times(t, x), *turned[1:])
         return output.to(given)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:

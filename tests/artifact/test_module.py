@@ -67,6 +67,14 @@ def test_a_timestep_in_any_form(load: Load, model: str, form: str) -> None:
     assert torch.equal(loaded.denoise(x, TIMES[form](3), *cond), expected)
 
 
+def test_a_timestep_keeps_its_format(load: Load) -> None:
+    """bfloat16 has no 853, only 852 and 856: a model of bfloat16 is given the float that a scheduler made."""
+    _, loaded = load("unet", "int8 channel", "int8 tensor", "bfloat16")
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loaded.denoise(x, torch.tensor(853.0)), loaded.denoise(x, 853))
+    assert not torch.equal(loaded.denoise(x, 853), loaded.denoise(x, 852))
+
+
 def test_each_sample_its_own_timestep(load: Load) -> None:
     """A batch of different timesteps gives each sample what it gets alone, also across time groups."""
     _, loaded = load("unet", "int8 channel", "int8 tensor time:4")
