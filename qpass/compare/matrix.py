@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -162,7 +163,9 @@ def _in_a_process(cell: Cell, settings: Settings, known: Mapping[str, Any] | Non
         "folder": str(cell.folder), "device": settings.device, "shared": str(settings.shared),
         "plugins": [str(file) for file in settings.plugins],
     }  # fmt: skip
-    command = [sys.executable, "-m", "qpass.compare.cell"]
+    # `-m` looks for modules in the current folder first: so shall the cell where we do, and else not
+    alike = () if sys.path[:1] in ([""], [os.getcwd()]) else ("-P",)
+    command = [sys.executable, *alike, "-m", "qpass.compare.cell"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -13,6 +13,8 @@ import attrs
 from qpass.errors import RecipeError
 from qpass.plugins import Catalog
 from qpass.recipe import Recipe, read
+from qpass.recipe.override import leaves
+from qpass.recipe.structure import to_data
 
 OF_SAMPLING = "sampling."
 _OPTION = re.compile(r",(?=[A-Za-z_][\w.]*=)")  # a value may hold commas of its own
@@ -91,6 +93,19 @@ def told_apart(choices: Sequence[Choice]) -> list[Choice]:
     return found
 
 
+def own_labels(recipes: Sequence[Recipe]) -> list[str]:
+    """A short name for each recipe's own model: its adapter's, with the options in which those of one name differ."""
+    tables = [dict(leaves(to_data(recipe.model))) for recipe in recipes]
+    choices = []
+    for recipe, table in zip(recipes, tables, strict=True):
+        name = recipe.model.name
+        alike = [other for one, other in zip(recipes, tables, strict=True) if one.model.name == name]
+        unlike = [path for path in table if any(other.get(path) != table[path] for other in alike)]
+        changes = (f"use={name}", *(f"{'.'.join(path)}={table[path]}" for path in unlike))
+        choices.append(Choice(name=name, label=_label(changes), overrides=changes))
+    return [one.label for one in told_apart(choices)]
+
+
 def plan(
     sources: Sequence[str],
     models: Sequence[str] = (),
@@ -115,6 +130,7 @@ def plan(
         except ValueError as error:
             problems.append(str(error))
     cells: list[Cell] = []
+    read_: list[tuple[str, Recipe, str, int | None]] = []  # with the model's label, where it was chosen
     wrong: dict[str, list[str]] = {}  # a problem, and the recipes it was met in
     own_seeds: Sequence[int | None] = seeds or (None,)
     chosen_models: Sequence[Choice | None] = told_apart(choices) or (None,)
@@ -133,7 +149,10 @@ def plan(
                 met = wrong.setdefault(problem, [])
                 met += [] if source in met else [source]
             continue
-        label = chosen.label if chosen else recipe.model.name
+        read_.append((source, recipe, chosen.label if chosen else "", seed))
+    labels = own_labels([recipe for _, recipe, _, _ in read_])
+    for (source, recipe, given, seed), own_label in zip(read_, labels, strict=True):
+        label = given or own_label
         folder = out / f"{recipe.name}-{label}{'' if seed is None else f'-seed{seed}'}"
         cells.append(Cell(source=source, recipe=recipe, model=label, folder=folder, seed=seed))
     everywhere = len(set(sources)) if len(set(sources)) > 1 else None

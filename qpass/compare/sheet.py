@@ -173,8 +173,10 @@ def _notes(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[list[str], d
 def _remarks(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What else a reader must know of the figures."""
     alike = Counter((cell["recipe"], cell["model"]) for cell in cells)
-    if several := max(alike.values(), default=1) > 1:
-        seeds = ", ".join(str(seed) for seed in sorted({cell["seed"] for cell in cells}))
+    several = max(alike.values(), default=1) > 1
+    done = [cell for cell in cells if cell["status"] == "done"]
+    if max(Counter((cell["recipe"], cell["model"]) for cell in done).values(), default=1) > 1:
+        seeds = ", ".join(str(seed) for seed in sorted({cell["seed"] for cell in done}))
         yield f"figures are means over the seeds {seeds} ± their standard deviation, where they are not all equal"
     for cell in cells:
         title = f"{cell['recipe']} on {cell['model']}" + (f", seed {cell['seed']}" if several else "")

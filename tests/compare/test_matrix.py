@@ -41,6 +41,14 @@ def test_a_model_that_is_not_there(catalog, tmp_path):
     assert "bug" not in row["error"]
 
 
+def test_a_file_of_the_users_with_a_librarys_name(catalog, tmp_path, monkeypatch):
+    """A cell finds modules where this process does, so not in the current folder, from which it was not started."""
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "bin"), *(p for p in sys.path if p)])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tomli_w.py").write_text("raise SystemExit('mine')\n")
+    test_a_model_that_is_not_there(catalog, tmp_path)
+
+
 RECIPE = """
 model = {{use = "diffusers", path = {model!r}}}
 passes = [{{use = "assign", weight = "int4 channel", input = "float", edge_input = "float"}}, "mine"]

@@ -35,6 +35,17 @@ def test_models_of_the_recipes_own(catalog, tmp_path):
     assert [cell.title for cell in cells] == ["a on cifar10-dit", "c on cifar10-dit", "b on cifar10-unet"]
 
 
+def test_models_of_one_name_that_differ(catalog, tmp_path):
+    """Pipelines of the recipes' own are told apart by their folders; what they have alike is not named."""
+    for name, model in (("a", "x/one"), ("b", "x/two"), ("c", "x/one")):
+        (tmp_path / f"{name}.toml").write_text(
+            f'model = {{use = "diffusers", path = "{model}", dtype = "bfloat16"}}\npasses = ["assign"]\n'
+        )
+    cells = plan([str(tmp_path / f"{n}.toml") for n in "abc"], catalog=catalog, out=Path("out"))
+    assert [cell.title for cell in cells] == ["a on diffusers-one", "c on diffusers-one", "b on diffusers-two"]
+    assert cells[2].folder == Path("out/b-diffusers-two")
+
+
 def test_preset_and_changes_reach_every_cell(catalog):
     """Both are in every recipe, and so is the model."""
     cells = plan(

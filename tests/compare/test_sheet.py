@@ -123,6 +123,14 @@ def test_cells_without_figures() -> None:
     ]
 
 
+def test_seeds_that_are_not_finished_are_in_no_mean() -> None:
+    """Of three, two make a mean; of two, one alone makes none."""
+    rows = [cell("r", "m", metric("fid", 9.0 + s, "pair"), seed=s) for s in (0, 1)]
+    waiting = {**rows[0], **WAITING, "seed": 2}
+    assert "means over the seeds 0, 1 ±" in " ".join(sheet([*rows, waiting]).notes)
+    assert "means" not in " ".join(sheet([rows[0], {**waiting, "seed": 1}]).notes)
+
+
 def test_seeds_share_a_row() -> None:
     """Of 1, 2 and 6 the mean is 3 and the deviation the root of (4 + 1 + 9) / 2; what is equal has none."""
 
