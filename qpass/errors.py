@@ -55,6 +55,32 @@ class StorageError(QpassError):
     """A disk that is full, read-only, or otherwise refuses a file."""
 
 
+class OutOfMemoryError(QpassError):
+    """More memory was asked for than there is."""
+
+
+def out_of_memory(error: BaseException) -> OutOfMemoryError | None:
+    """The error as one of ours, where it says that memory ran out; torch has no type of its own for that on a CPU.
+
+    >>> out_of_memory(RuntimeError("x")) is None
+    True
+    >>> str(out_of_memory(MemoryError())).partition(";")[0]
+    'memory ran out'
+    """
+    text = str(error).strip()
+    torchs = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate memory" in text
+    if not (isinstance(error, MemoryError) or torchs):
+        return None
+    first = text.splitlines()[0] if text else ""
+    found = OutOfMemoryError(
+        f"memory ran out{f' ({first})' if first else ''}; try smaller batches (--set sampling.batch=8, --set "
+        '"passes.*.batch=8"), or a smaller memory_budget, and give the same command again: it resumes'
+    )
+    for note in getattr(error, "__notes__", ()):
+        found.add_note(note)
+    return found
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The tail of an error about an unknown name: the nearest known ones, or all of them.
 

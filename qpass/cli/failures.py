@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 
 import click
 
-from qpass.errors import QpassError, StorageError
+from qpass.errors import QpassError, StorageError, out_of_memory
 
 OURS = ("qpass", "qpass_passes", "qpass_models", "qpass_evaluators")
 _STORAGE = {
@@ -27,6 +27,7 @@ def report(error: BaseException, *, debug: bool) -> int:
         traceback.print_exception(error)
     if isinstance(error, OSError) and error.errno in _STORAGE:
         error = storage(error)
+    error = out_of_memory(error) or error
     if isinstance(error, click.ClickException):
         _say("error:", _usage(error))
         return error.exit_code

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qpass.errors import QpassError
+from qpass.errors import QpassError, out_of_memory
 from qpass.files import write_file
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def sentence(error: Exception) -> str:
     >>> sentence(KeyError("x"))
     "a bug in qpass or a plugin: KeyError: 'x'"
     """
+    error = out_of_memory(error) or error
     text = "; ".join([str(error), *getattr(error, "__notes__", ())])
     if not isinstance(error, QpassError):
         text = f"a bug in qpass or a plugin: {type(error).__name__}: {text}"

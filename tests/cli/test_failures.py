@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import qpass
 from qpass.cli import failures, main
@@ -45,6 +46,18 @@ def test_an_unknown_option(capsys: pytest.CaptureFixture[str]) -> None:
     """click's own usage errors have the same shape and exit code."""
     assert main(["list", "passes", "--jsno"]) == 2
     assert capsys.readouterr().err.startswith("error: No such option '--jsno'")
+
+
+def test_memory_that_ran_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Python's error and torch's own, which is a plain RuntimeError, are no bug, and have a way out."""
+    with pytest.raises(RuntimeError) as torchs:
+        torch.empty(2**52)
+    for error in (MemoryError(), torchs.value):
+        fail(error, monkeypatch)
+        assert main(["list", "recipes"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: memory ran out")
+        assert "--set sampling.batch=8" in said
 
 
 def test_every_mistake_of_a_recipe_is_printed(
