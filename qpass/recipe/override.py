@@ -52,6 +52,7 @@ def everywhere(
     found: list[tuple[Path, Any]] = []
     problems: list[str] = []
     options = {name: {f.alias for f in attrs.fields(cls) if f.init} for name, cls in classes.items()}
+    swapped = {path[1]: value for path, value in changes if path[0] == "passes" and path[2:] == ("use",)}
     for path, value in changes:
         if path[:2] != ("passes", "*") or len(path) < 3:
             found.append((path, value))
@@ -64,9 +65,10 @@ def everywhere(
             [e.get("use") if isinstance(e, Mapping) else e for e in entries] if isinstance(entries, list) else []
         )
         for place, name in enumerate(used):
-            if isinstance(name, str) and path[2] in options.get(name, ()):
-                entry = f"{name}#{used[: place + 1].count(name)}"
-                found.append((("passes", entry, *path[2:]), value))
+            count = used[: place + 1].count(name)
+            now = swapped.get(f"{name}#{count}", swapped.get(str(name), name) if count == 1 else name)
+            if isinstance(now, str) and path[2] in options.get(now, ()):
+                found.append((("passes", f"{name}#{count}", *path[2:]), value))
     return found, problems
 
 
@@ -75,12 +77,14 @@ def override(
 ) -> list[str]:
     """Apply changes to recipe data in place; returns what could not be applied.
 
-    Changing a table's `use` clears its other options, which belonged to another plugin. An option of one of the known
-    `evaluators` that the recipe does not have adds it: unlike passes, they have no order.
+    Changing a table's `use` clears its other options, which belonged to another plugin; those given beside it are meant
+    for the new one, wherever they stand and by whichever of both names. An option of one of the known `evaluators` that
+    the recipe does not have adds it: unlike passes, they have no order.
     """
     problems: list[str] = []
-    # a new `use` first: what is said beside it is meant for it, wherever it stands
-    for path, value in sorted(changes, key=lambda change: not _renames(change[0])):
+    old = {id(e): e.get("use") for key in LISTS for e in _tables(data.get(key))}
+    # a new `use` first, and a pass's own before those inside it
+    for path, value in sorted(changes, key=lambda change: len(change[0]) if _renames(change[0]) else 99):
         name = ".".join(path)
         target: Any = data
         rest = path
@@ -92,9 +96,9 @@ def override(
                 problems.append(f"{source} {name}: say which option, as in {path[0]}.NAME.OPTION=VALUE")
                 continue
             entries = data.get(path[0])
-            target = _entry(entries, path[1])
+            target = _entry(entries, path[1], old)
             tables = entries if isinstance(entries, list) else []
-            used = [str(e.get("use")) for e in tables if isinstance(e, Mapping)]
+            used = [str(e.get("use")) for e in _tables(entries)]
             addable = evaluators if path[0] == "evaluators" and isinstance(entries, list | None) else ()
             if path[1] in addable and path[1] not in used:
                 target = {"use": path[1]}
@@ -119,15 +123,24 @@ def override(
 
 
 def _renames(path: Path) -> bool:
-    """Whether the path sets which plugin a table is for. A pass's own name stays until all else is applied."""
-    return path[-1] == "use" and not (path[0] in LISTS and len(path) == 3)
+    """Whether the path sets which plugin a table is for."""
+    return path[-1] == "use"
 
 
-def _entry(entries: Any, name: str) -> dict[str, Any] | None:
-    """The entry of that name; `name#2` is the second of it."""
+def _tables(entries: Any) -> list[dict[str, Any]]:
+    return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
+
+
+def _entry(entries: Any, name: str, old: Mapping[int, Any]) -> dict[str, Any] | None:
+    """The entry that had that name before all changes, or that has it now; `name#2` is the second of it."""
     match = re.fullmatch(r"(.+?)(?:#([1-9]\d{0,5}))?", name)
-    if match is None or not isinstance(entries, list):
+    if match is None:
         return None
-    same = [e for e in entries if isinstance(e, dict) and e.get("use") == match[1]]
-    place = int(match[2] or 1) - 1
-    return same[place] if place < len(same) else None
+    tables, place = _tables(entries), int(match[2] or 1) - 1
+    for same in (
+        [e for e in tables if old.get(id(e)) == match[1]],
+        [e for e in tables if e.get("use") == match[1]],
+    ):
+        if place < len(same):
+            return same[place]
+    return None

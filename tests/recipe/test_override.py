@@ -71,6 +71,22 @@ class TestSet:
         recipe = from_data(data, catalog=known, overrides=overrides)
         assert to_data(recipe.passes[1])["input"] == {"use": "percentile", "q": 0.9}
 
+    @pytest.mark.parametrize(
+        "overrides",
+        [
+            ["passes.simulate.use=brecq", "passes.simulate.batch=7"],
+            ["passes.simulate.batch=7", "passes.simulate.use=brecq"],
+            ["passes.brecq.batch=7", "passes.simulate.use=brecq"],
+            ["passes.*.batch=7", "passes.simulate.use=brecq"],
+        ],
+        ids=" ".join,
+    )
+    def test_another_pass_takes_the_place_of_one(self, data: Data, known: Catalog, overrides: list[str]) -> None:
+        """An option beside the new name is the new pass's, before it or after, by the old name or the new."""
+        recipe = from_data(data, catalog=known, overrides=overrides)
+        assert to_data(recipe.passes[1])["use"] == "brecq"
+        assert to_data(recipe.passes[1])["batch"] == 7
+
     def test_an_option_of_every_pass_that_has_it(self, data: Data, known: Catalog) -> None:
         """A star is any pass with that option, each of its place; later changes count as ever."""
         learning = [{"use": "brecq"}, {"use": "learn-steps", "batch": 3}, {"use": "brecq"}]
