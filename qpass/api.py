@@ -60,9 +60,10 @@ def quantize(
         pipe.unet = quantized.model
     """
     known = plugins or catalog()
-    chosen = _recipe(recipe, known, preset, overrides)
+    own = None if model is None else adapter(model, known)
+    chosen = _recipe(recipe, known, preset, overrides, own)
     given: dict[str, Any] = {
-        "model": None if model is None else adapter(model, known),
+        "model": own,
         "sampling": sampling,
         "calibration": calibration,
         "evaluators": None if evaluators is None else tuple(evaluators),
@@ -98,11 +99,15 @@ def adapter(model: object, known: Catalog) -> ModelAdapter:
 
 
 def _recipe(
-    recipe: str | Path | Recipe | Sequence[Pass], known: Catalog, preset: str | None, overrides: Sequence[str]
+    recipe: str | Path | Recipe | Sequence[Pass],
+    known: Catalog,
+    preset: str | None,
+    overrides: Sequence[str],
+    model: ModelAdapter | None,
 ) -> Recipe:
     if isinstance(recipe, str | Path):
         changes = (overrides,) if isinstance(overrides, str) else overrides  # a text is a sequence of texts too
-        return read(recipe, catalog=known, preset=preset, overrides=changes)
+        return read(recipe, catalog=known, preset=preset, overrides=changes, model=model)
     if preset is not None or overrides:
         raise RecipeError(
             "preset and overrides change a recipe by name or file; change this one's passes themselves"

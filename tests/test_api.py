@@ -85,6 +85,26 @@ def test_what_no_adapter_knows_is_one_error():
         qpass.quantize("cifar10-unit")
 
 
+def test_a_compiled_denoiser_is_none_to_read(unet_folder):
+    """A pipeline whose denoiser is a wrapper gives one error that names the class."""
+    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+
+    pipe = DDIMPipeline(UNet2DModel.from_pretrained(unet_folder), DDIMScheduler.from_pretrained(unet_folder))
+    pipe.unet = torch.compile(pipe.unet)
+    with pytest.raises(ModelError, match=r"module must be one of .*, not OptimizedModule"):
+        qpass.quantize(pipe)
+
+
+def test_a_recipe_without_a_model_takes_the_one_given(unet_folder, tmp_path):
+    """Beside a model of its own a file need not name one; changes of the recipe's model have no place there."""
+    (tmp_path / "mine.toml").write_text('passes = [{use = "assign", input = "float", edge_input = "float"}]\n')
+    model = DiffusersModel(path=str(unet_folder))
+    quantized = qpass.quantize(model, tmp_path / "mine.toml")
+    assert quantized.report["recipe"]["model"]["use"] == "diffusers"
+    with pytest.raises(RecipeError, match=r"--set model\.\* has no place beside a model that is given"):
+        qpass.quantize(model, tmp_path / "mine.toml", overrides=["model.use=cifar10-dit"])
+
+
 def test_a_preset_needs_a_recipe_to_change():
     """Presets and overrides beside passes composed in Python are refused, not ignored."""
     with pytest.raises(RecipeError, match="preset and overrides change a recipe by name or file"):

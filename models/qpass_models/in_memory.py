@@ -48,7 +48,7 @@ class InMemory(Denoiser):
 
     def __attrs_post_init__(self) -> None:
         if type(self.module).__name__ not in signatures.known():
-            raise ValueError(
+            raise ModelError(
                 f"module must be one of {', '.join(signatures.known())}, not {type(self.module).__name__}; "
                 "for another class write a model adapter (`qpass new model NAME`)"
             )

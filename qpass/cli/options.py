@@ -108,7 +108,10 @@ def assigned(overrides: tuple[str, ...], **flags: str | int | None) -> list[tupl
     from qpass.recipe.override import parse_assignment
 
     given = [((name,), value) for name, value in flags.items() if value is not None]
-    return [*given, *map(parse_assignment, overrides)]
+    try:
+        return [*given, *map(parse_assignment, overrides)]
+    except ValueError as error:
+        raise click.UsageError(str(error), click.get_current_context(silent=True)) from error
 
 
 def catalog(plugins: tuple[Path, ...]) -> Catalog:

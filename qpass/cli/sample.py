@@ -99,7 +99,7 @@ def command(
     catalog = options.catalog(plugins)
     changes = (*overrides, *([f"sampling.steps={steps}"] if steps else []))
     with for_terminal() as progress:
-        if Path(source).is_dir():
+        if Path(source).is_dir() and (draw.is_artifact(Path(source)) or source not in catalog.classes["models"]):
             found = draw.artifact(Path(source), catalog=catalog, device=device, overrides=changes)
         else:
             _known(source, catalog)

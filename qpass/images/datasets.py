@@ -70,6 +70,7 @@ def torchvision_images(text: str, say: Say) -> Images:
         options["split"] = split
     try:
         items = cls(root, **options)
+        len(items)  # a few have none, or find out here that their files are not there
     except Exception as error:  # each data set fails in its own way
         raise EvaluationError(
             f"torchvision's {name} cannot be opened in {root!r}: {' '.join(str(error).split())}; download it there "

@@ -72,11 +72,17 @@ def bytes_of(size: str) -> int:
 
 
 def read(
-    source: str | Path, *, catalog: Catalog, preset: str | None = None, overrides: Sequence[str] = ()
+    source: str | Path,
+    *,
+    catalog: Catalog,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+    model: ModelAdapter | None = None,
 ) -> Recipe:
     """The recipe of that name or file, with a preset and `KEY=VALUE` overrides applied, and checked.
 
-    Where none is called METHOD-wXaY, it is the method's recipe of the nearest bits, with X and Y in `assign`.
+    Where none is called METHOD-wXaY, it is the method's recipe of the nearest bits, with X and Y in `assign`. A
+    `model` takes the place of the recipe's own, which may then be missing.
     """
     known, name = shipped(), str(source)
     other = None if name in known else sibling(name)
@@ -98,8 +104,9 @@ def read(
     except OSError as error:
         raise RecipeError(f"cannot be read: {error.strerror}", str(path)) from error
     if other is None or (wanted := bits(name)) is None:
-        return from_data(data, catalog=catalog, name=path.stem, preset=preset, overrides=overrides)
-    recipe = from_data(at_bits(data, *wanted), catalog=catalog, name=name, preset=preset, overrides=overrides)
+        return from_data(data, catalog=catalog, name=path.stem, preset=preset, overrides=overrides, model=model)
+    data = at_bits(data, *wanted)
+    recipe = from_data(data, catalog=catalog, name=name, preset=preset, overrides=overrides, model=model)
     note = f"{other.stem} with weights of {wanted[0]} and inputs of {wanted[1]} bits"
     return attrs.evolve(recipe, notes=(note, *recipe.notes))
 
@@ -121,10 +128,11 @@ def from_data(
     name: str = "recipe",
     preset: str | None = None,
     overrides: Sequence[str] = (),
+    model: ModelAdapter | None = None,
 ) -> Recipe:
-    """A recipe from plain data; raises one `RecipeError` that lists every mistake."""
+    """A recipe from plain data; raises one `RecipeError` that lists every mistake. A `model` is taken as it is."""
     try:
-        return _from_tables(spelt_out(data), catalog, name, preset, overrides)
+        return _from_tables(spelt_out(data), catalog, name, preset, overrides, model)
     except RecursionError as error:
         raise RecipeError("its tables are nested too deeply", f"recipe {name!r}") from error
 
@@ -142,7 +150,12 @@ def spelt_out(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_tables(
-    data: dict[str, Any], catalog: Catalog, name: str, preset: str | None, overrides: Sequence[str]
+    data: dict[str, Any],
+    catalog: Catalog,
+    name: str,
+    preset: str | None,
+    overrides: Sequence[str],
+    given: ModelAdapter | None,
 ) -> Recipe:
     problems: list[str] = []
     known = catalog.classes["evaluators"]
@@ -166,7 +179,9 @@ def _from_tables(
     data = spelt_out(data)  # a change may have said it by text alone
     problems += [f"unknown section {key!r}, {did_you_mean(key, SECTIONS)}" for key in data if key not in SECTIONS]
     structure = Structure(catalog)
-    model = structure.choose("models", data.get("model", {}), "model")
+    if given is not None and any(path[0] == "model" for path, _ in changes):
+        problems.append("--set model.* has no place beside a model that is given; change that one itself")
+    model = given or structure.choose("models", data.get("model", {}), "model")
     sampling = _section(structure, data, "sampling")
     calibration = structure.choose("analyses", data.get("calibration", {"use": "uniform-steps"}), "calibration")
     passes = _entries(structure, data, "passes")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from qpass.artifact import load
+from qpass.artifact.folder import GRAPH
 from qpass.device import select_device
 from qpass.errors import ArtifactError, ModelError, RecipeError, StorageError
 from qpass.files import UNFINISHED, locked, storage, sweep, write_file
@@ -49,6 +50,11 @@ class Source:
             progress=progress,
         ):  # fmt: skip
             yield batch.numpy()
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether the folder is an artifact's or a run's, and not one that merely has some model's name."""
+    return any((place / GRAPH).is_file() for place in (folder, folder / "artifact"))
 
 
 def artifact(folder: Path, *, catalog: Catalog, device: str = "cpu", overrides: Sequence[str] = ()) -> Source:
@@ -126,6 +132,12 @@ def into_folder(source: Source, folder: Path, *, seed: int, count: int, progress
     """One PNG per image, named by its number. Images that are there already are kept, not drawn again."""
     about = json.loads(json.dumps({**source.about, **facts(source.sampling, seed)}))
     with _claimed(folder, about):
+        there = 1 + max((int(file.stem) for file in folder.glob("*.png") if file.stem.isdecimal()), default=-1)
+        if there > count:
+            raise StorageError(
+                f"{str(folder)!r} has {there} images already, more than the {count} asked for; give --count {there}, "
+                "or choose another --out"
+            )
         size = source.sampling.batch  # whole batches, since equal bytes are promised at equal batch size
         files = [folder / f"{i:06d}.png" for i in range(count)]
         parts = [files[start : start + size] for start in range(0, count, size)]
@@ -160,6 +172,8 @@ def _check(folder: Path, about: Mapping[str, Any]) -> bool:
         return False
     try:
         there = json.loads((folder / ABOUT).read_text())
+        if not isinstance(there, dict):
+            raise ValueError(f"{ABOUT} holds no table")
     except (OSError, ValueError) as error:
         raise StorageError(
             f"{str(folder)!r} is not empty, and no {ABOUT} says what is in it; choose another --out"

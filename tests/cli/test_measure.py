@@ -142,6 +142,8 @@ MISTAKES = [
     (["--against", "b.npz", "--set", "fid.samples=1"], "option samples: it is how many images a recipe draws"),
     (["--against", "b.npz", "--set", "kid.seed=3"], "none of fid is 'kid'"),
     (["--against", "b.npz", "--set", "seed"], "--set: 'seed' is not KEY=VALUE"),
+    (["--against", "b.npz", "--set", ".resize=x"], "--set '.resize=x': write KEY=VALUE"),
+    (["--against", "torchvision:FakeData:x"], "torchvision's FakeData cannot be opened in 'x'"),
     (["--against", "nowhere"], "there are no images 'nowhere'"),
     (["--against", "b.npz", "--samples", "0"], "--samples: 0 is not in the range"),
 ]

@@ -68,6 +68,44 @@ def test_one_drawing_at_a_time(drawn: Path, tmp_path: Path, capfd: pytest.Captur
     assert images(drawn).keys() == {"000000.png"}
 
 
+def test_fewer_than_are_there(drawn: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A folder holds as many as were asked for, or the command says why not."""
+    before = images(drawn)
+    assert sample(tmp_path, "--count", "1") == 2
+    assert f"'{drawn}' has 2 images already, more than the 1 asked for; give --count 2" in capfd.readouterr().err
+    assert images(drawn) == before
+
+
+def test_a_note_of_something_else(drawn: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A list where a table should be says nothing of the folder."""
+    (drawn / "sampling.json").write_text("[]")
+    assert sample(tmp_path) == 2
+    assert "is not empty, and no sampling.json says what is in it" in capfd.readouterr().err
+
+
+def test_images_in_a_folder_of_the_models_name(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command again goes on with the model, and does not take its own images for an artifact."""
+    monkeypatch.chdir(tmp_path)
+    command = [
+        "sample",
+        "diffusers",
+        "--set",
+        f"model.path={recipe.parent / 'model'}",
+        "--count",
+        "2",
+        "--steps",
+        "1",
+    ]
+    command += ["--set", 'model.scheduler={beta_schedule = "linear"}', "--out", "diffusers"]
+    assert main(command) == 0
+    before = images(tmp_path / "diffusers")
+    (tmp_path / "diffusers" / "000001.png").unlink()
+    assert main(command) == 0
+    assert images(tmp_path / "diffusers") == before
+
+
 def test_a_claim_that_was_cut_short(drawn: Path, tmp_path: Path) -> None:
     """A folder that holds a lock and a half-written note, and nothing else, is nobody's yet."""
     before = images(drawn)
