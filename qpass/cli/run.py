@@ -15,7 +15,7 @@ from qpass.cli import options, recipes
     "--out",
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
-    help="The run's folder.  [default: runs/<recipe>-<model>]",
+    help="The run's folder: a new one, or one to go on in.  [default: runs/<recipe>-<model>]",
 )
 @click.option("--preset", metavar="NAME", help="Apply the recipe's [presets.NAME], for example `fast`.")
 @options.settings
