@@ -62,6 +62,35 @@ def test_split_bf16_is_as_near_to_fp32_as_fused_bf16(zoo, name):
     assert relative(split(*inputs), wanted) < 1.1 * relative(gm(*inputs), wanted)
 
 
+@torch.no_grad()
+def test_split_of_a_model_that_writes_in_place():
+    """FreeU's in-place slices decompose into views that hold in the fused layout; split, it equals the model."""
+    model = tiny.make("ldm")
+    model.module.enable_freeu(0.9, 0.2, 1.5, 1.6)
+    gm = graph.trace(model.module, model.example(2), call=model.call, dynamic=model.dynamic)
+    assert graph.split_attention(gm) > 0
+    inputs = model.example(5, seed=5)
+    assert relative(gm(*inputs), model.eager(inputs)) < 1e-5
+
+
+class Viewing(nn.Module):
+    """Views the result of attention, whose fused kernel leaves it in the layout of the query."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q = x.unflatten(-1, (2, 8)).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, q, q).transpose(1, 2).view(x.shape)
+
+
+@torch.no_grad()
+def test_a_view_of_fused_attention_holds_once_it_is_split():
+    """The fused kernel keeps heads next to each other in memory, its parts do not: the view becomes a reshape."""
+    module, x = Viewing(), torch.randn(3, 5, 16)
+    gm = graph.trace(module, (x,))
+    assert torch.equal(gm(x), module(x))
+    assert graph.split_attention(gm) == 1
+    assert relative(gm(x), module(x)) < 1e-5
+
+
 class Attention(nn.Module):
     def __init__(self, **options: object) -> None:
         super().__init__()
