@@ -132,6 +132,26 @@ def test_every_kind_of_attention(options, mask):
     assert relative(gm(*inputs), wanted) < 1e-5
 
 
+@torch.no_grad()
+def test_products_that_fp16_cannot_hold_do_not_overflow():
+    """q k^T up to 130,000 is beyond fp16's 65,504, an eighth of it is not: split, it is near attention in fp32."""
+    q = (torch.randn(2, 4, 16, 64, generator=torch.Generator().manual_seed(0)) + 45.0).half()
+    assert float((q.float() @ q.float().mT).amax()) > 131_000
+    gm = graph.trace(Attention(), (q, q, q))
+    assert graph.split_attention(gm) == 1
+    assert relative(gm(q, q, q), Attention()(q.float(), q.float(), q.float())) < 1e-2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scale_that_is_a_power_of_two_changes_no_bit(dtype):
+    """With heads 16 wide the scale is 1/4: scaling q gives the same bits as scaling q k^T."""
+    q, k, v = (torch.randn(3, 4, 5, 16).to(dtype) for _ in range(3))
+    gm = graph.trace(Attention(), (q, k, v))
+    graph.split_attention(gm)
+    assert torch.equal(gm(q, k, v), ((q @ k.mT) * 0.25).softmax(-1) @ v)
+
+
 def test_dropout_in_attention_is_refused():
     """Attention that drops weights even in eval mode has no split form."""
     q = torch.randn(3, 4, 5, 8)
