@@ -221,6 +221,33 @@ def test_weights_that_are_not_rounded_yet_stay(known: Catalog, tmp_path: Path) -
         assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
+@torch.no_grad()
+def test_a_layer_comes_back_with_what_it_holds(known: Catalog, tmp_path: Path) -> None:
+    """A linear layer with a buffer and a layer of its own, as LoRA has: both are stored and read where they were."""
+    from qpass.graph import trace
+
+    class Holding(torch.nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(8, 8)
+            self.register_buffer("gain", torch.randn(8))
+            self.extra = torch.nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * self.gain + self.extra(x)
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = Holding()
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return self.layer(x) + t[:, None]
+
+    model, inputs = Model(), (torch.randn(3, 8), torch.ones(3))
+    save(Artifact(graph=trace(model, inputs)), tmp_path / "a", known)
+    assert torch.equal(load_artifact(tmp_path / "a", known).graph(*inputs), model(*inputs))
+
+
 def test_what_travels_with_the_graph(quantize: Quantize, known: Catalog, tmp_path: Path) -> None:
     """The step plan and what the artifact says of itself come back as they were."""
     plan = StepPlan(steps=(Step(t=999.0, t_prev=499.5, program="short"), Step(t=499.5, t_prev=-1, correction="c")))
