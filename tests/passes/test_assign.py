@@ -90,6 +90,36 @@ def test_attention_in_floating_point_stays_fused(context):
     assert any("scaled_dot_product_attention" in name for name in result.notes["floating point"]["attention"])
 
 
+def test_products_that_are_no_layers_are_listed(context):
+    """A weight computed in each call, a transposed convolution, einsums: no spec, and each is named.
+
+    An einsum that only permutes or multiplies without a sum is no product.
+    """
+    from qpass.graph import trace
+
+    class Aside(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+            self.normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(8, 8))
+            self.up = torch.nn.ConvTranspose1d(8, 8, 4, 2, 1)
+
+        def forward(self, x, t):
+            h = self.normed(self.first(x))
+            h = torch.einsum("bts,bsc->btc", torch.einsum("btc,bsc->bts", h, h).softmax(-1), h)
+            h = torch.einsum("btc,b->bct", h, t)
+            return self.last(torch.einsum("bct->btc", self.up(h)))
+
+    graph = trace(Aside(), (torch.randn(2, 5, 8), torch.ones(2)))
+    result = Assign().run(graph, context)
+    assert specs(result.graph).keys() == {"first", "last"}
+    assert result.notes["floating point"] == {
+        "linear": ["normed/linear[0]"],
+        "einsum": ["/einsum[0]", "/einsum[1]"],
+        "conv_transpose1d": ["up/conv_transpose1d[0]"],
+    }
+
+
 def test_a_glob_without_a_match_is_an_error(context):
     """The error names the glob and the nearest node."""
     with pytest.raises(PreconditionError, match=r"'conv_inn' matches no node, did you mean 'conv_in'"):
