@@ -32,7 +32,7 @@ CASES = [
     ("unet", "int4 group:16", "int8 tensor time:4", "float32"),
     ("dit", "int5 group:16 asym", "int6 group:8 time:3", "float32"),
     ("dit", "nf4 channel", "fp8-e4m3 tensor", "float32"),
-    ("unet", "fp8-e5m2 tensor", "log2:4 tensor asym", "float32"),
+    ("unet", "fp8-e5m2 tensor", "log2:4 tensor sym", "float32"),
     ("ldm", "int3 channel asym", "log2:5 tensor sym", "float32"),
     ("dit", "int2 channel", "int8 token dynamic", "float32"),
     ("dit", "int7 channel", "int8 channel sym", "float32"),
