@@ -15,7 +15,7 @@ WEIGHT, CHANNEL_FIRST, CHANNEL_LAST = "weight", "channel-first", "channel-last"
 
 
 def arrange(x: Tensor, layout: str, granularity: str, group_size: int) -> Tensor:
-    """x as (B, K, M), its values by parameter set. A weight has B = 1; a short last group is padded with zeros.
+    """x as (B, K, M), its values by parameter set. A weight has B = 1; a short last group repeats its own channels.
 
     >>> arrange(torch.zeros(8, 6, 3, 3), "weight", "channel", 0).shape
     torch.Size([1, 8, 54])
@@ -43,12 +43,13 @@ def arrange(x: Tensor, layout: str, granularity: str, group_size: int) -> Tensor
 
 
 def _pad(x: Tensor, dim: int, multiple: int) -> Tensor:
-    short = -x.shape[dim] % multiple
+    """Fills a short last group with its own channels: anything else would count as data where scales are fitted."""
+    size = x.shape[dim]
+    own, short = size % multiple, -size % multiple
     if not short:
         return x
-    shape = list(x.shape)
-    shape[dim] = short
-    return torch.cat([x, x.new_zeros(shape)], dim)
+    again = [x.narrow(dim, size - own, own)] * -(-short // own)
+    return torch.cat([x, *again], dim).narrow(dim, 0, size + short)
 
 
 def spread(values: Tensor, x: Tensor, layout: str, granularity: str, group_size: int) -> Tensor:
