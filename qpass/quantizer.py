@@ -188,8 +188,15 @@ def summarise(
             flat = rows.unsqueeze(2) * bins + place.long().clamp_(0, bins - 1)
             counts += torch.bincount(flat.reshape(-1), minlength=counts.numel())
     counts = counts.reshape(*low.shape, bins)
-    counts[~found.seen] = counts[found.seen].sum(0)
     centres = low.unsqueeze(2) + (torch.arange(bins, device=low.device) + 0.5) * width.unsqueeze(2)
+    if not found.seen.all():
+        # their range is that of all groups together, whose own bins are finer: each falls into the one of its centre
+        common = (~found.seen).nonzero()[0, 0]
+        place = ((centres[found.seen] - low[common].unsqueeze(1)) / width[common].unsqueeze(1)).long()
+        every = torch.zeros_like(counts[common])
+        for seen, where in zip(counts[found.seen], place.clamp_(0, bins - 1), strict=True):
+            every.scatter_add_(1, where, seen)
+        counts[~found.seen] = every
     return Summary(low=low, high=high, values=centres, counts=counts)
 
 
