@@ -135,6 +135,12 @@ class Denoiser(ModelAdapter):
                 f"{self.class_name} also takes {', '.join(text)}, which come from a text encoder, and none that "
                 "qpass knows lies beside it; give the whole pipeline"
             )
+        source, gives = self._made_of_prompts()
+        if missing := [key for key in text if key not in gives]:
+            return (
+                f"it is to be given {', '.join(missing)}, which {source} does not make; leave out of model.optional "
+                "what it lists of these, or give the pipeline that makes them"
+            )
         if text and self.classes() is None and (reason := needs_transformers()):
             return reason
         if self.schedule() is None:
@@ -149,6 +155,13 @@ class Denoiser(ModelAdapter):
         if self._size() is None:
             return "its configuration gives no sample_size, the height and width of what it draws"
         return None
+
+    def _made_of_prompts(self) -> tuple[str, tuple[str, ...]]:
+        """What stands in for text, in words, and the inputs it makes."""
+        texts = self.texts()
+        if self.classes() is not None or texts is None:
+            return "its class embedding", ("encoder_hidden_states",)
+        return texts.pipeline, texts.gives
 
     def check_sampling(self, sampling: Sampling) -> None:
         """Prompts for models of text, and for those alone."""

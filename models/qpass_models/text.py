@@ -52,9 +52,14 @@ class Encoded:
 
 
 class TextEncoders:
-    """A pipeline's text encoders: loaded when prompts come, gone when they are encoded; the result is kept."""
+    """A pipeline's text encoders: loaded when prompts come, gone when they are encoded; the result is kept.
 
-    def __init__(self, load: Callable[[], Any]) -> None:
+    `pipeline` is the name of its class, and `gives` the inputs that are made of a prompt.
+    """
+
+    def __init__(self, pipeline: str, load: Callable[[], Any]) -> None:
+        self.pipeline = pipeline
+        self.gives = tuple(name for name in _RETURNS.get(pipeline, ()) if not name.startswith("-"))
         self._load = load
         self._kept: tuple[tuple[Sequence[str], str], Encoded] | None = None
 

@@ -137,6 +137,18 @@ def test_without_transformers(pipeline_folder, monkeypatch):
     assert adapter.cannot_sample().endswith("pip install 'qpass[text]'")
 
 
+@pytest.mark.parametrize("name", ["stable-diffusion", "imagenet-ldm4"])
+def test_an_input_that_no_encoder_makes(name, pipeline_folder):
+    """A UNet may take a mask of the text, which neither Stable Diffusion's pipeline nor a class embedding makes."""
+    adapter = DiffusersModel(path=str(pipeline_folder(name)), optional=("encoder_attention_mask",))
+    source = "StableDiffusionPipeline" if name == "stable-diffusion" else "its class embedding"
+    reason = adapter.cannot_sample()
+    assert reason.startswith(f"it is to be given encoder_attention_mask, which {source} does not make; leave out")
+    with pytest.raises(ModelError, match="encoder_attention_mask"):
+        draw(adapter, Sampling(steps=1, prompts=PROMPTS))
+    assert attrs.evolve(adapter, optional=()).cannot_sample() is None
+
+
 def test_a_denoiser_alone_has_no_text(pipeline_folder):
     """Its folder inside the pipeline, given by itself, is quantized but not sampled."""
     adapter = DiffusersModel(path=str(pipeline_folder("stable-diffusion") / "unet"))
