@@ -12,20 +12,12 @@ from torch.fx import GraphModule, Node
 
 from qpass.errors import PreconditionError, did_you_mean
 from qpass.graph import depends_on, split_attention
-from qpass.graph.attention import SOFTMAX
+from qpass.graph.attention import after_softmax as after_softmax
 from qpass.graph.names import op_name
-from qpass.graph.nodes import aten
 from qpass.manager import Pass, PassContext, PassResult
 from qpass.products import multiplied
 from qpass.slots import MATMULS, layer, spec_of
 from qpass.spec import NodeSpec, QuantSpec, parse_spec
-
-_SOFTMAX = (*SOFTMAX, aten._softmax.default)
-_PASSING = (
-    aten.to.dtype, aten._to_copy.default, aten.type_as.default, aten.dropout.default, aten.clone.default,
-    aten.contiguous.default, aten.view.default, aten.reshape.default, aten._unsafe_view.default,
-    aten.expand.default, aten.transpose.int, aten.permute.default,
-)  # fmt: skip
 
 
 def _weight_text(instance: object, attribute: attrs.Attribute[str], value: str) -> None:
@@ -187,13 +179,6 @@ def _inside_attention(text: str) -> QuantSpec | None:
     if spec is not None and spec.granularity in ("channel", "group"):
         return attrs.evolve(spec, granularity="tensor", group_size=0)
     return spec
-
-
-def after_softmax(value: Any) -> bool:
-    """Whether it is a softmax's output, up to its dtype and shape."""
-    while isinstance(value, Node) and value.target in _PASSING:
-        value = value.args[0]
-    return isinstance(value, Node) and value.target in _SOFTMAX
 
 
 def _words(spec: NodeSpec) -> str:

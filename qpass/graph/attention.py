@@ -14,10 +14,35 @@ from qpass.errors import TraceError
 from qpass.graph.names import inherit, origins
 from qpass.graph.nodes import aten, bound, called
 from qpass.graph.ops import device_of
+from qpass.kernels import reference
 
 SDPA = aten.scaled_dot_product_attention.default
 SOFTMAX = (aten.softmax.int, aten._safe_softmax.default)
 """What a split attention calls: the second, where rows without any key are zero, under a mask."""
+_SOFTMAXES = (*SOFTMAX, aten._softmax.default)
+_PASSING = (
+    aten.to.dtype, aten._to_copy.default, aten.type_as.default, aten.dropout.default, aten.clone.default,
+    aten.contiguous.default, aten.view.default, aten.reshape.default, aten._unsafe_view.default,
+    aten.expand.default, aten.transpose.int, aten.permute.default, reference.fake_quantize_affine,
+    reference.fake_quantize_codebook, reference.fake_quantize_dynamic,
+)  # fmt: skip
+
+
+def after_softmax(value: Any) -> bool:
+    """Whether it is a softmax's output, up to its dtype, its shape and rounding."""
+    while isinstance(value, Node) and value.target in _PASSING:
+        value = value.args[0]
+    return isinstance(value, Node) and value.target in _SOFTMAXES
+
+
+def tokens_last(product: Node, operand: int) -> bool:
+    """Whether that operand of an attention's product has its tokens in the last axis, (..., channels, tokens).
+
+    In q k^T it is the second. In the product with v, whose rows the softmax weighs, it is neither, or both where it
+    is written the other way round, v^T softmax(...)^T.
+    """
+    left, right = (after_softmax(value) for value in product.args[:2])
+    return right or (operand == 1 and not left)
 
 
 def settle_attention(graph: Graph) -> None:

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 WEIGHT, CHANNEL_FIRST, CHANNEL_LAST = "weight", "channel-first", "channel-last"
+TOKEN_LAST = (
+    "token-last"  # (..., channels, tokens), as the keys of attention lie in their product with the queries
+)
 
 
 def arrange(x: Tensor, layout: str, granularity: str, group_size: int) -> Tensor:
@@ -30,6 +33,8 @@ def arrange(x: Tensor, layout: str, granularity: str, group_size: int) -> Tensor
             return rows.reshape(1, x.shape[0], -1)
         padded = _pad(rows, 2, group_size)
         return padded.reshape(1, x.shape[0] * (padded.shape[2] // group_size), -1)
+    if layout == TOKEN_LAST:
+        return arrange(x.transpose(-2, -1), CHANNEL_LAST, granularity, group_size)
     batch = x.shape[0]
     if granularity == "tensor":
         return x.reshape(batch, 1, -1)
@@ -61,6 +66,8 @@ def spread(values: Tensor, x: Tensor, layout: str, granularity: str, group_size:
             return values.reshape([-1] + [1] * (x.dim() - 1))
         wide = values.reshape(x.shape[0], -1).repeat_interleave(group_size, 1)[:, : x.shape[1]]
         return wide.reshape(list(wide.shape) + [1] * (x.dim() - 2))
+    if layout == TOKEN_LAST:
+        return spread(values, x.transpose(-2, -1), CHANNEL_LAST, granularity, group_size).transpose(-2, -1)
     rows = values.shape[0]
     if granularity == "tensor":
         return values.reshape([rows] + [1] * (x.dim() - 1))

@@ -15,6 +15,7 @@ LAYOUTS = {
     "weight": (6, 10, 3, 3),
     "channel-first": (4, 10, 5, 5),
     "channel-last": (4, 7, 10),
+    "token-last": (4, 10, 7),
 }
 
 
