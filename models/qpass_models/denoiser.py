@@ -17,7 +17,7 @@ from qpass.sampling import Sampler, Sampling, to_uint8
 from qpass_models import signatures
 from qpass_models.conditions import FROM_TEXT, KNOWN, UNBATCHED, Conditioner
 from qpass_models.examples import example, image_size
-from qpass_models.text import TextEncoders, needs_transformers
+from qpass_models.text import TextEncoders, length, needs_transformers
 
 FLUX = "FluxTransformer2DModel"
 _VECTORS = ("identity", "projection", "simple_projection")  # kinds of class embedding that are no table
@@ -99,6 +99,14 @@ class Denoiser(ModelAdapter):
     def example(self, batch: int = 2) -> tuple[Tensor, ...]:
         """Seeded inputs."""
         return example(self._signature, self.architecture, batch, dtype=self.dtype_, size=self._size())
+
+    def workload(self, batch: int = 2) -> tuple[Tensor, ...]:
+        """Seeded inputs with a text as long as its pipeline makes it; a class embedding is as long as one token."""
+        texts = self.texts()
+        tokens = 1 if self.classes() is not None else length(texts.pipeline if texts else "", self.class_name)
+        return example(
+            self._signature, self.architecture, batch, dtype=self.dtype_, size=self._size(), tokens=tokens
+        )
 
     def dynamic(self) -> tuple[tuple[int, ...], ...]:
         """Batch, and the image size of UNets."""
