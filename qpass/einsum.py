@@ -34,6 +34,19 @@ def macs(equation: str, tensors: Sequence[Tensor]) -> int:
     return math.prod(sizes[name] for name in multiplied) if multiplied - kept else 0
 
 
+def sums_products(equation: str) -> bool:
+    """Whether an einsum multiplies and then sums: an index of two tensors or more is missing in its result.
+
+    >>> sums_products("btc,bsc->bts"), sums_products("ij,jk"), sums_products("t,d->td"), sums_products("nhwc->nchw")
+    (True, True, False, False)
+    """
+    inputs, arrow, output = equation.replace(" ", "").replace("...", ".").partition("->")
+    times = Counter(name for term in inputs.split(",") for name in set(term))
+    if not arrow:
+        output = "." + "".join(name for name in times if inputs.count(name) == 1)
+    return any(count > 1 and name not in output for name, count in times.items())
+
+
 def _named(term: str, tensor: Tensor) -> Iterator[tuple[str, int]]:
     """The dimensions with their letters; those that the dots stand for are counted from the last."""
     before, dots, after = term.partition("...")

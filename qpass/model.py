@@ -39,6 +39,10 @@ class ModelAdapter(ABC):
     def example(self, batch: int = 2) -> tuple[Tensor, ...]:
         """Seeded inputs `(x, t, *cond)` of the right shapes."""
 
+    def workload(self, batch: int = 2) -> tuple[Tensor, ...]:
+        """Inputs of the sizes that sampling gives it, which a call is counted and timed on: by default the example."""
+        return self.example(batch)
+
     @abstractmethod
     def config(self) -> Mapping[str, Any]:
         """The architecture as plain JSON data. It travels in artifacts."""

@@ -34,6 +34,20 @@ EINSUMS = {torch.einsum, aten.einsum.default}
 ATTENTIONS = {F.scaled_dot_product_attention, aten.scaled_dot_product_attention.default}
 
 
+def multiplied(node: Node) -> tuple[Any, ...]:
+    """The factors of a function that sums products; none of any other node, as of an einsum that only permutes."""
+    if node.op != "call_function":
+        return ()
+    target, args = node.target, (*node.args, *node.kwargs.values())
+    if target in CONVOLUTIONS | TRANSPOSED | LINEARS | MATMULS:
+        return args[:2]
+    if target in ADDED:
+        return args[1:3]
+    if target in EINSUMS and einsum.sums_products(str(args[0])):
+        return tuple(_operands(args))
+    return args[:3] if target in ATTENTIONS else ()
+
+
 @attrs.frozen(kw_only=True)
 class Product:
     """A convolution or matrix product: its multiply-accumulates, and the bits of its two factors."""
@@ -113,7 +127,7 @@ def products(target: Any, args: Sequence[Any], output: Any, spec: NodeSpec) -> t
     return ()
 
 
-def _operands(args: Sequence[Any]) -> Sequence[Tensor]:
+def _operands(args: Sequence[Any]) -> Sequence[Any]:
     """Einsum's tensors, which come one by one or in a list."""
     return args[1] if isinstance(args[1], list | tuple) else args[1:]
 

@@ -140,6 +140,19 @@ def ranges(batches: Batches, groups: int) -> Ranges:
     return Ranges(low=low, high=high, seen=seen, batches=count, total=total)
 
 
+def refuse_negative(found: Ranges, spec: QuantSpec) -> None:
+    """A `ValueError` where a format without levels below 0 would make 0 of values that are not close to it."""
+    if spec.symmetric or spec.format not in (*LOGS, "levels"):
+        return
+    # what lies nearer to 0 than the first threshold is 0 with a sign too, and a thousandth may be noise
+    close = max(float(codebook(spec, found.low.device)[1][0]), 1e-3)
+    if bool((found.low < -close * torch.maximum(found.low.abs(), found.high.abs())).any()):
+        raise ValueError(
+            f"{str(spec)!r} has no levels below 0, and values down to {float(found.low.amin()):.3g} were recorded; "
+            f"write {str(attrs.evolve(spec, symmetric=True))!r}"
+        )
+
+
 def summarise(
     batches: Batches,
     spec: QuantSpec,
@@ -154,6 +167,7 @@ def summarise(
     Where there are many sets they have fewer bins, 256 at least, so that all together are `most`.
     """
     found = ranges(batches, spec.time_groups)
+    refuse_negative(found, spec)
     low, high = found.low, found.high
     small = found.total <= min(exact_below, crowd * bins * low.numel())
     if spec.time_groups == 1 and found.batches == 1 and small:
@@ -174,8 +188,15 @@ def summarise(
             flat = rows.unsqueeze(2) * bins + place.long().clamp_(0, bins - 1)
             counts += torch.bincount(flat.reshape(-1), minlength=counts.numel())
     counts = counts.reshape(*low.shape, bins)
-    counts[~found.seen] = counts[found.seen].sum(0)
     centres = low.unsqueeze(2) + (torch.arange(bins, device=low.device) + 0.5) * width.unsqueeze(2)
+    if not found.seen.all():
+        # their range is that of all groups together, whose own bins are finer: each falls into the one of its centre
+        common = (~found.seen).nonzero()[0, 0]
+        place = ((centres[found.seen] - low[common].unsqueeze(1)) / width[common].unsqueeze(1)).long()
+        every = torch.zeros_like(counts[common])
+        for seen, where in zip(counts[found.seen], place.clamp_(0, bins - 1), strict=True):
+            every.scatter_add_(1, where, seen)
+        counts[~found.seen] = every
     return Summary(low=low, high=high, values=centres, counts=counts)
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from qpass.graph.attention import tokens_last
 from qpass.graph.tensors import get, put
-from qpass.kernels.reference import CHANNEL_FIRST, CHANNEL_LAST, WEIGHT
+from qpass.kernels.reference import CHANNEL_FIRST, CHANNEL_LAST, TOKEN_LAST, WEIGHT
 from qpass.quantizer import QParams
 from qpass.spec import NodeSpec, QuantSpec
 
@@ -77,11 +78,18 @@ def slots(graph: GraphModule) -> Iterator[Slot]:
         if spec.weight is not None and home not in weights:
             weights.add(home)
             yield Slot(node=node, index=-1, spec=spec.weight, layout=WEIGHT, home=f"{home}.weight_q")
-        layout = CHANNEL_LAST if module is None or isinstance(module, nn.Linear) else CHANNEL_FIRST
         for index, chosen in enumerate(spec.inputs):
             if chosen is not None:
+                layout = _layout(node, module, index, chosen)
                 at = f"{_home(node)}.input{index}_q"
                 yield Slot(node=node, index=index, spec=chosen, layout=layout, home=at)
+
+
+def _layout(node: Node, module: nn.Module | None, index: int, spec: QuantSpec) -> str:
+    if module is not None:
+        return CHANNEL_LAST if isinstance(module, nn.Linear) else CHANNEL_FIRST
+    # where all values share their parameters the axes mean nothing
+    return TOKEN_LAST if spec.granularity == "token" and tokens_last(node, index) else CHANNEL_LAST
 
 
 def _home(node: Node) -> str:

@@ -3,7 +3,8 @@
 A quantizer's text: `<int2..int8|fp8-e4m3|fp8-e5m2|nf4|log2[:BITS]|log-sqrt2[:BITS]|log[:BITS]|levels[:BITS]>
 <tensor|channel|token|group:N> [sym|asym] [dynamic] [time:G]`. The levels of log2 and log-sqrt2 are powers of 2 and of
 its root; those of log are powers of what the quantizer that fits them chooses, and of 2 where it has no choice; those
-of levels are any that a pass chose, for each time group its own, and evenly spaced where none did.
+of levels are any that a pass chose, for each time group its own, and evenly spaced where none did. Those four have
+no level below 0 unless they are `sym`: fitted to values that go below it, they are refused.
 """
 
 from __future__ import annotations

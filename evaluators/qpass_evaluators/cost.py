@@ -27,8 +27,8 @@ class Cost(Evaluator):
     name: ClassVar[str] = "cost"
 
     def observe(self, subject: Subject, ctx: PassContext) -> Observation:
-        """Count while the graph runs once on the model's example at batch 1."""
-        inputs = tuple(x.to(ctx.device) for x in ctx.model.example(1))
+        """Count while the graph runs once at batch 1, with a text as long as the model's pipeline makes it."""
+        inputs = tuple(x.to(ctx.device) for x in ctx.model.workload(1))
         # a kernel that is not known here does the work of the teacher's node that it stands for
         known = count(ctx.reference, inputs) if subject.role == "quantized" else {}
         products = count(subject.graph, inputs, known)

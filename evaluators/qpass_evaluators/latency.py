@@ -31,8 +31,9 @@ FIGURES: Mapping[str, tuple[Literal["higher", "lower"], str]] = {
 class Latency(Evaluator):
     """Median times over `repeats` calls at `batch`, in which original and quantized model take turns.
 
-    ms_per_step: one denoise call on the model's example inputs (batch x C x H x W). images_per_second: batch /
-    (steps x one sampling step + decoding), where a sampling step is the denoiser with guidance and the scheduler.
+    ms_per_step: one denoise call on random inputs (batch x C x H x W, and a text as long as the pipeline makes it).
+    images_per_second: batch / (steps x one sampling step + decoding), where a sampling step is the denoiser with
+    guidance and the scheduler.
     peak_memory_mb: the model's own tensors, and what one call allocates on top, / 10^6. Models are called as they
     are: `sampling.compiled` and `sampling.precision` do not apply.
     """
@@ -51,7 +52,7 @@ class Latency(Evaluator):
         if subject.role == "original":
             return Observation()
         graphs: dict[Role, GraphModule] = {"original": ctx.reference, "quantized": subject.graph}
-        inputs = tuple(x.to(ctx.device) for x in ctx.model.example(self.batch))
+        inputs = tuple(x.to(ctx.device) for x in ctx.model.workload(self.batch))
         numbers: dict[str, float] = {}
         with torch.no_grad():
             seconds = self._time({role: _call(graph, inputs) for role, graph in graphs.items()}, ctx.device)

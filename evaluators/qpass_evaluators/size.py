@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import attrs
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 from torch.nn.modules.conv import _ConvNd
 
 from qpass.evaluator import Evaluator, Metric, Observation, Role, Subject
+from qpass.graph.nodes import attribute
+from qpass.graph.ops import device_of
 from qpass.manager import PassContext
+from qpass.products import multiplied
 from qpass.spec import NodeSpec, QuantSpec
 
 # better, unit, and what of the protocol determines it
@@ -30,7 +35,7 @@ COUNTED = "every file of the artifact; of the original, its parameters and buffe
 
 @attrs.frozen(kw_only=True)
 class Weight:
-    """One convolution's or linear's weight: its shape, its bits as it is, and its spec where it is quantized."""
+    """A weight of a convolution, linear or other product: its shape, its bits, and its spec where it is quantized."""
 
     shape: tuple[int, ...]
     width: int
@@ -52,7 +57,7 @@ class Size(Evaluator):
     packed_mb: bytes of every file in the artifact's folder / 10^6. packed_ratio: bytes of the artifact / 4 bytes
     for each element of the original's parameters and buffers. bits_per_weight: over the quantized convolutions and
     linears, bits of codes, scales and zero points / number of weights. integer_share: weights held as codes / all
-    weights of convolutions and linears.
+    weights of convolutions, linears and other products.
     """
 
     name: ClassVar[str] = "size"
@@ -80,7 +85,7 @@ class Size(Evaluator):
             protocol={
                 "bytes": how,
                 "bits": "codes, a 32-bit scale per parameter set, a 32-bit zero point where asymmetric",
-                "share": "of the weights of convolutions and linears",
+                "share": "of the weights of convolutions, linears and other products",
             },
         )
 
@@ -108,12 +113,14 @@ def folder_bytes(folder: Path) -> int:
 
 
 def weights(graph: GraphModule, reference: GraphModule) -> Iterator[Weight]:
-    """Every convolution's and linear's weight, once, however often it is called.
+    """Every weight of a convolution, linear or other product, once, however often it is called.
 
-    A module that packs its weight no longer shows its shape: there the teacher's node of the same origin does.
+    A module that packs its weight no longer shows its shape: there the teacher's node of the same origin does. What
+    is multiplied outside a module is a weight where it is a parameter, or computed from parameters alone.
     """
     originals = {_module_name(node): _own_weight(reference, node) for node in reference.graph.nodes}
     seen: set[str] = set()
+    made = _from_parameters(graph)
     for node in graph.graph.nodes:
         spec = node.meta.get("qpass")
         held = spec.weight if isinstance(spec, NodeSpec) and spec.execution != "float" else None
@@ -124,11 +131,45 @@ def weights(graph: GraphModule, reference: GraphModule) -> Iterator[Weight]:
         if weight is not None and name not in seen:
             seen.add(name)
             yield Weight(shape=tuple(weight.shape), width=weight.element_size() * 8, spec=held)
+        for factor in multiplied(node):
+            name, weight = str(factor), made(factor)
+            if weight is not None and name not in seen:
+                seen.add(name)
+                yield Weight(shape=tuple(weight.shape), width=weight.element_size() * 8, spec=None)
 
 
 def _own_weight(graph: GraphModule, node: Node) -> Tensor | None:
     module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
     return module.weight if isinstance(module, (nn.Linear, _ConvNd)) else None
+
+
+def _from_parameters(graph: GraphModule) -> Callable[[Any], Tensor | None]:
+    """What tells a node's value, on the meta device, where it reads a parameter and no input; else None."""
+    fixed, owned = set[Node](), set[Node]()
+    for node in graph.graph.nodes:
+        sources = node.all_input_nodes
+        computed = node.op == "call_function" and sources and fixed.issuperset(sources)
+        if node.op == "get_attr" or node.target is device_of or computed:
+            fixed.add(node)
+        if node.op == "get_attr" and isinstance(attribute(graph, str(node.target)), nn.Parameter):
+            owned.add(node)
+        if not owned.isdisjoint(sources):
+            owned.add(node)
+
+    def value(node: Node) -> Any:
+        if node.op == "get_attr":
+            found = attribute(graph, str(node.target))
+            return found.to("meta") if isinstance(found, Tensor) else found
+        if node.target is device_of:
+            return torch.device("meta")
+        args, kwargs = map_arg(node.args, value), map_arg(node.kwargs, value)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def weight(factor: Any) -> Tensor | None:
+        made = value(factor) if isinstance(factor, Node) and factor in fixed & owned else None
+        return made if isinstance(made, Tensor) else None
+
+    return weight
 
 
 def _module_name(node: Node) -> str:

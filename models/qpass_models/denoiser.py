@@ -17,7 +17,7 @@ from qpass.sampling import Sampler, Sampling, to_uint8
 from qpass_models import signatures
 from qpass_models.conditions import FROM_TEXT, KNOWN, UNBATCHED, Conditioner
 from qpass_models.examples import example, image_size
-from qpass_models.text import TextEncoders, needs_transformers
+from qpass_models.text import TextEncoders, length, needs_transformers
 
 FLUX = "FluxTransformer2DModel"
 _VECTORS = ("identity", "projection", "simple_projection")  # kinds of class embedding that are no table
@@ -100,6 +100,14 @@ class Denoiser(ModelAdapter):
         """Seeded inputs."""
         return example(self._signature, self.architecture, batch, dtype=self.dtype_, size=self._size())
 
+    def workload(self, batch: int = 2) -> tuple[Tensor, ...]:
+        """Seeded inputs with a text as long as its pipeline makes it; a class embedding is as long as one token."""
+        texts = self.texts()
+        tokens = 1 if self.classes() is not None else length(texts.pipeline if texts else "", self.class_name)
+        return example(
+            self._signature, self.architecture, batch, dtype=self.dtype_, size=self._size(), tokens=tokens
+        )
+
     def dynamic(self) -> tuple[tuple[int, ...], ...]:
         """Batch, and the image size of UNets."""
         return self._signature.dynamic
@@ -135,6 +143,12 @@ class Denoiser(ModelAdapter):
                 f"{self.class_name} also takes {', '.join(text)}, which come from a text encoder, and none that "
                 "qpass knows lies beside it; give the whole pipeline"
             )
+        source, gives = self._made_of_prompts()
+        if missing := [key for key in text if key not in gives]:
+            return (
+                f"it is to be given {', '.join(missing)}, which {source} does not make; leave out of model.optional "
+                "what it lists of these, or give the pipeline that makes them"
+            )
         if text and self.classes() is None and (reason := needs_transformers()):
             return reason
         if self.schedule() is None:
@@ -149,6 +163,13 @@ class Denoiser(ModelAdapter):
         if self._size() is None:
             return "its configuration gives no sample_size, the height and width of what it draws"
         return None
+
+    def _made_of_prompts(self) -> tuple[str, tuple[str, ...]]:
+        """What stands in for text, in words, and the inputs it makes."""
+        texts = self.texts()
+        if self.classes() is not None or texts is None:
+            return "its class embedding", ("encoder_hidden_states",)
+        return texts.pipeline, texts.gives
 
     def check_sampling(self, sampling: Sampling) -> None:
         """Prompts for models of text, and for those alone."""

@@ -112,9 +112,12 @@ class DiffusersModel(Denoiser):
     def texts(self) -> TextEncoders | None:
         """The pipeline's text encoders."""
         folder = self.folder()
-        if (path := folder.pipeline) is None or not known(folder.text_pipeline or ""):
+        name = folder.text_pipeline or ""
+        if (path := folder.pipeline) is None or not known(name):
             return None
-        texts: TextEncoders = self._part("texts", lambda: TextEncoders(lambda: load_encoders(path, self.dtype_)))
+        texts: TextEncoders = self._part(
+            "texts", lambda: TextEncoders(name, lambda: load_encoders(path, self.dtype_))
+        )
         return texts
 
     def classes(self) -> Callable[[], Tensor] | None:

@@ -119,8 +119,8 @@ class DiTModel(ModelAdapter):
         return None
 
     def cannot_sample(self) -> str | None:
-        """Latents need a decoder, and the right one."""
-        if self._config().in_channels != 3 and not self.vae:
+        """Latents need a decoder, and the right one; without one, 1 or 3 channels are pixels."""
+        if self._config().in_channels not in (1, 3) and not self.vae:
             return "its outputs are latents; give model.vae, the folder of the autoencoder that decodes them"
         return self._wrong_vae()
 
@@ -136,7 +136,7 @@ class DiTModel(ModelAdapter):
                 "num_train_timesteps": 1000,
                 "beta_schedule": self.beta_schedule,
                 "prediction_type": "epsilon",
-                "clip_sample": config.in_channels == 3,
+                "clip_sample": not self.vae,  # pixels have a range, latents have none
                 "variance_type": "learned_range" if config.learn_sigma else "fixed_large",
             },
             conditions=lambda indices, sampling: _classes(indices, config.num_classes),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Config = Mapping[str, Any]
 Size = int | tuple[int, int]
 
-TOKENS = 7  # length of the text in an example
+TOKENS = 7  # length of the text in an example, which is short as traces hold for every length
 _UNBATCHED = ("img_ids", "txt_ids")
 
 
@@ -27,10 +27,12 @@ def example(
     dtype: torch.dtype | None = None,
     device: str = "cpu",
     size: Size | None = None,
+    tokens: int = TOKENS,
 ) -> tuple[torch.Tensor, ...]:
     """Seeded random inputs of the right shapes. The same seed gives the same values in every dtype.
 
-    `size` is the height and width of x before patching (default: the configuration's own `sample_size`).
+    `size` is the height and width of x before patching (default: the configuration's own `sample_size`), `tokens`
+    the length of the text.
     """
     import torch
 
@@ -55,19 +57,20 @@ def example(
                 return normal(batch, _time_width(config))
             return between(0, labels)
         if last in _UNBATCHED:
-            return _positions(last, height, width).to(device, dtype or torch.float32)
+            return _positions(last, height, width, tokens).to(device, dtype or torch.float32)
         if last == "guidance":
             return torch.full((batch,), 3.5, device=device)
         if last == "encoder_attention_mask":
-            mask = torch.ones(batch, TOKENS)
-            mask[:, TOKENS // 2 :] = between(0, 2).cpu()[:, None].float()
+            mask = torch.ones(batch, tokens)
+            mask[:, tokens // 2 :] = between(0, 2).cpu()[:, None].float()
             return mask.to(device, dtype or torch.float32)
-        return normal(*_shape(signature.class_name, config, last, batch, height, width))
+        return normal(*_shape(signature.class_name, config, last, (batch, height, width, tokens)))
 
     return tuple(draw(key) for key in signature.inputs)
 
 
-def _shape(class_name: str, config: Config, key: str, batch: int, height: int, width: int) -> tuple[int, ...]:
+def _shape(class_name: str, config: Config, key: str, sizes: tuple[int, int, int, int]) -> tuple[int, ...]:
+    batch, height, width, tokens = sizes
     if key in ("sample", "hidden_states"):
         if class_name == "FluxTransformer2DModel":
             return batch, height // 2 * (width // 2), config["in_channels"]
@@ -75,7 +78,7 @@ def _shape(class_name: str, config: Config, key: str, batch: int, height: int, w
     if key == "encoder_hidden_states":
         fields = ("joint_attention_dim", "caption_channels", "encoder_hid_dim", "cross_attention_dim")
         text = next(config[field] for field in fields if config.get(field))
-        return batch, TOKENS, text if isinstance(text, int) else text[0]
+        return batch, tokens, text if isinstance(text, int) else text[0]
     if key == "text_embeds":  # the projection takes the text beside six embedded sizes
         return batch, config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
     fixed = {"time_ids": 6, "resolution": 2, "aspect_ratio": 1}
@@ -115,10 +118,10 @@ def _time_width(config: Config) -> int:
     return int(config.get("time_embedding_dim") or config["block_out_channels"][0] * 4)
 
 
-def _positions(key: str, height: int, width: int) -> torch.Tensor:
+def _positions(key: str, height: int, width: int, tokens: int) -> torch.Tensor:
     import torch
 
     if key == "txt_ids":
-        return torch.zeros(TOKENS, 3)
+        return torch.zeros(tokens, 3)
     rows, columns = torch.meshgrid(torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
     return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3).float()

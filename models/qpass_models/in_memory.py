@@ -116,7 +116,8 @@ class InMemory(Denoiser):
         encoders = [getattr(self.pipeline, name, None) for name in TEXTS[:3]]
         if all(encoder is None for encoder in encoders):
             return None
-        texts: TextEncoders = self._part("texts", lambda: TextEncoders(lambda: self.pipeline))
+        name = type(self.pipeline).__name__
+        texts: TextEncoders = self._part("texts", lambda: TextEncoders(name, lambda: self.pipeline))
         return texts
 
     def decoder(self) -> Callable[[Tensor], Tensor] | None:

@@ -37,6 +37,19 @@ _RETURNS: dict[str, tuple[str, ...]] = {
     ),
     "FluxPipeline": ("encoder_hidden_states", "pooled_projections", "txt_ids"),
 }
+# how long the text is that each of them makes, and that of a denoiser without a pipeline
+_LENGTHS = {
+    "StableDiffusionPipeline": 77,
+    "StableDiffusionXLPipeline": 77,
+    "PixArtAlphaPipeline": 120,
+    "PixArtSigmaPipeline": 300,
+    "StableDiffusion3Pipeline": 77 + 256,  # by its CLIPs, and by its T5
+    "FluxPipeline": 512,
+    "UNet2DConditionModel": 77,
+    "PixArtTransformer2DModel": 120,
+    "SD3Transformer2DModel": 77 + 256,
+    "FluxTransformer2DModel": 512,
+}
 _NOT_NEEDED = ("unet", "transformer", "vae", "scheduler", "safety_checker", "feature_extractor", "image_encoder")
 
 
@@ -52,9 +65,14 @@ class Encoded:
 
 
 class TextEncoders:
-    """A pipeline's text encoders: loaded when prompts come, gone when they are encoded; the result is kept."""
+    """A pipeline's text encoders: loaded when prompts come, gone when they are encoded; the result is kept.
 
-    def __init__(self, load: Callable[[], Any]) -> None:
+    `pipeline` is the name of its class, and `gives` the inputs that are made of a prompt.
+    """
+
+    def __init__(self, pipeline: str, load: Callable[[], Any]) -> None:
+        self.pipeline = pipeline
+        self.gives = tuple(name for name in _RETURNS.get(pipeline, ()) if not name.startswith("-"))
         self._load = load
         self._kept: tuple[tuple[Sequence[str], str], Encoded] | None = None
 
@@ -68,6 +86,15 @@ class TextEncoders:
 def known(pipeline: str) -> bool:
     """Whether prompts can be encoded for a pipeline class."""
     return pipeline in _RETURNS
+
+
+def length(pipeline: str, denoiser: str) -> int:
+    """Tokens in a text as the pipeline makes it, or as the denoiser's own does: PixArt-Alpha's, where it is PixArt.
+
+    >>> length("PixArtSigmaPipeline", "PixArtTransformer2DModel"), length("", "UNet2DConditionModel")
+    (300, 77)
+    """
+    return _LENGTHS.get(pipeline) or _LENGTHS.get(denoiser, 77)
 
 
 @torch.no_grad()

@@ -74,7 +74,7 @@ class Allocate(Pass):
             for homes, error in found.items()
             if error > LEAST * every and all(home in free for home in homes)
         }
-        bill = Bill(graph, tuple(x.to(ctx.device) for x in ctx.model.example(1)))
+        bill = Bill(graph, tuple(x.to(ctx.device) for x in ctx.model.workload(1)))
         before, raised = bill.total(), list[Homes]()
         while best := self._best(errors, bill, free, before * (1 + self.budget)):
             bill.bits |= dict.fromkeys(best, self.bits)

@@ -12,18 +12,12 @@ from torch.fx import GraphModule, Node
 
 from qpass.errors import PreconditionError, did_you_mean
 from qpass.graph import depends_on, split_attention
-from qpass.graph.attention import SOFTMAX
-from qpass.graph.nodes import aten
+from qpass.graph.attention import after_softmax as after_softmax
+from qpass.graph.names import op_name
 from qpass.manager import Pass, PassContext, PassResult
+from qpass.products import multiplied
 from qpass.slots import MATMULS, layer, spec_of
 from qpass.spec import NodeSpec, QuantSpec, parse_spec
-
-_SOFTMAX = (*SOFTMAX, aten._softmax.default)
-_PASSING = (
-    aten.to.dtype, aten._to_copy.default, aten.type_as.default, aten.dropout.default, aten.clone.default,
-    aten.contiguous.default, aten.view.default, aten.reshape.default, aten._unsafe_view.default,
-    aten.expand.default, aten.transpose.int, aten.permute.default,
-)  # fmt: skip
 
 
 def _weight_text(instance: object, attribute: attrs.Attribute[str], value: str) -> None:
@@ -68,6 +62,9 @@ class Assign(Pass):
     layer and the time embedding at 8 bits. Embedding tables are left alone. The first and last layers and the
     time embedding are found in the graph: nothing quantizable stands between them and the input, the output, or
     (for the embedding) they see only the timestep and feed other layers that do.
+
+    What is none of these stays in floating point, and the notes list it: transposed convolutions, layers whose weight
+    is computed in each call (as by weight_norm), einsums.
     """
 
     name: ClassVar[str] = "assign"
@@ -184,13 +181,6 @@ def _inside_attention(text: str) -> QuantSpec | None:
     return spec
 
 
-def after_softmax(value: Any) -> bool:
-    """Whether it is a softmax's output, up to its dtype and shape."""
-    while isinstance(value, Node) and value.target in _PASSING:
-        value = value.args[0]
-    return isinstance(value, Node) and value.target in _SOFTMAX
-
-
 def _words(spec: NodeSpec) -> str:
     inputs = ", ".join(str(s) if s else "float" for s in spec.inputs)
     return f"weight {spec.weight}, input {inputs}" if spec.weight else f"inputs {inputs}"
@@ -240,7 +230,7 @@ def _above(node: Node, stops: set[Node]) -> set[Node]:
 
 
 def floating(graph: GraphModule) -> dict[str, list[str]]:
-    """Nodes that multiply in floating point, by what they are."""
+    """Nodes that multiply in floating point, by what they are: also products that are no module and no attention."""
     left: dict[str, list[str]] = {}
     for node in graph.graph.nodes:
         spec = spec_of(node)
@@ -252,6 +242,8 @@ def floating(graph: GraphModule) -> dict[str, list[str]]:
             kind = type(graph.get_submodule(str(node.target))).__name__
         elif node.target in MATMULS or "scaled_dot_product_attention[" in origin:
             kind = "attention"
+        elif multiplied(node):
+            kind = op_name(node)
         if kind is not None:
             left.setdefault(kind, []).append(origin)
     return left

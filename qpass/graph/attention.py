@@ -14,10 +14,35 @@ from qpass.errors import TraceError
 from qpass.graph.names import inherit, origins
 from qpass.graph.nodes import aten, bound, called
 from qpass.graph.ops import device_of
+from qpass.kernels import reference
 
 SDPA = aten.scaled_dot_product_attention.default
 SOFTMAX = (aten.softmax.int, aten._safe_softmax.default)
 """What a split attention calls: the second, where rows without any key are zero, under a mask."""
+_SOFTMAXES = (*SOFTMAX, aten._softmax.default)
+_PASSING = (
+    aten.to.dtype, aten._to_copy.default, aten.type_as.default, aten.dropout.default, aten.clone.default,
+    aten.contiguous.default, aten.view.default, aten.reshape.default, aten._unsafe_view.default,
+    aten.expand.default, aten.transpose.int, aten.permute.default, reference.fake_quantize_affine,
+    reference.fake_quantize_codebook, reference.fake_quantize_dynamic,
+)  # fmt: skip
+
+
+def after_softmax(value: Any) -> bool:
+    """Whether it is a softmax's output, up to its dtype, its shape and rounding."""
+    while isinstance(value, Node) and value.target in _PASSING:
+        value = value.args[0]
+    return isinstance(value, Node) and value.target in _SOFTMAXES
+
+
+def tokens_last(product: Node, operand: int) -> bool:
+    """Whether that operand of an attention's product has its tokens in the last axis, (..., channels, tokens).
+
+    In q k^T it is the second. In the product with v, whose rows the softmax weighs, it is neither, or both where it
+    is written the other way round, v^T softmax(...)^T.
+    """
+    left, right = (after_softmax(value) for value in product.args[:2])
+    return right or (operand == 1 and not left)
 
 
 def settle_attention(graph: Graph) -> None:
@@ -44,9 +69,10 @@ def settle_attention(graph: Graph) -> None:
 def split_attention(gm: GraphModule, only: Collection[str] | None = None) -> int:
     """Replaces fused attentions (those with an origin in `only`) by their parts; returns how many.
 
-    softmax(scale * q k^T + mask) v, with origins `owner/qk[k]`, `owner/softmax[k]`, `owner/pv[k]`.
+    softmax((scale * q) k^T + mask) v, with origins `owner/qk[k]`, `owner/softmax[k]`, `owner/pv[k]`.
 
-    In bf16 the parts stay in bf16: measured against fp32, normalising in fp32 comes no closer.
+    The parts stay in the model's dtype. The fused kernel keeps scores in fp32; here bf16 and fp16 round them, an error
+    that grows with the scores: by tens of thousands, 10% of the result. A softmax in fp32 would come no closer.
     """
     fused = [n for n in called(gm.graph, SDPA) if only is None or n.meta["origin"] in only]
     taken = origins(gm.graph)
@@ -75,8 +101,9 @@ def _split(graph: Graph, node: Node, taken: set[str]) -> None:
             for_value = do("pv_groups", operator.floordiv, heads, do("pv_heads", aten.sym_size.int, value, -3))
             key = do("qk_repeat", aten.repeat_interleave.self_int, key, for_key, -3)
             value = do("pv_repeat", aten.repeat_interleave.self_int, value, for_value, -3)
-        scores = do("qk", aten.matmul.default, query, do("qk_transpose", aten.transpose.int, key, -2, -1))
-        scores = do("qk_scale", aten.mul.Tensor, scores, given["scale"])
+        # scaled before the product, whose sums may exceed what fp16 holds
+        scaled = do("qk_scale", aten.mul.Tensor, query, given["scale"])
+        scores = do("qk", aten.matmul.default, scaled, do("qk_transpose", aten.transpose.int, key, -2, -1))
         if given["is_causal"]:
             rows = do("qk_rows", aten.sym_size.int, query, -2)
             columns = do("qk_columns", aten.sym_size.int, key, -2)

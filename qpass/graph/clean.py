@@ -9,7 +9,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 
-from qpass.graph.nodes import aten, bound
+from qpass.graph.nodes import aten, bound, called
 from qpass.graph.ops import device_of
 
 _CHECKS = (
@@ -21,6 +21,7 @@ _CHECKS = (
 )
 _MODULES = ("_operator", "builtins", "math", "torch", device_of.__module__)
 _ALIASES = (aten.alias.default, aten.detach.default, aten.detach_.default, aten.lift_fresh.default)
+_VIEWS = (aten.view.default, aten._unsafe_view.default)
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
 
 
@@ -52,6 +53,17 @@ def drop_noise(graph: Graph) -> None:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     graph.eliminate_dead_code()
+
+
+def free_layouts(graph: Graph) -> None:
+    """Makes every view a reshape, whose value is the same: a view holds only in the memory layout that was traced.
+
+    A rewrite may change that layout, as splitting attention does.
+    """
+    for node in called(graph, *_VIEWS):
+        given = bound(node)
+        node.target = aten.reshape.default
+        node.args, node.kwargs = (given["self"], given["size"]), {}
 
 
 def free_devices(graph: Graph) -> None:

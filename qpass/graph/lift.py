@@ -18,6 +18,7 @@ _CONVOLUTIONS: dict[Any, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = 
     aten.conv3d.default: nn.Conv3d,
     aten.conv3d.padding: nn.Conv3d,
 }
+_CASTS = (aten.to.dtype, aten.to.device, aten.to.other, aten._to_copy.default, aten.type_as.default)
 
 
 def lift_modules(graph: Graph, root: GraphModule, source: nn.Module) -> None:
@@ -29,23 +30,34 @@ def lift_modules(graph: Graph, root: GraphModule, source: nn.Module) -> None:
     lifted: dict[str, nn.Module] = {}
     for node in called(graph, aten.linear.default, aten.embedding.default, *_CONVOLUTIONS):
         given = bound(node)
-        weight = _parameter(root, given["weight"])
-        bias = _parameter(root, given.get("bias"))
+        read = _uncast(given["weight"])
+        weight, bias = _parameter(root, read), _parameter(root, _uncast(given.get("bias")))
         if weight is None or (bias is None and given.get("bias") is not None):
             continue
-        name = _module_name(node, str(given["weight"].target), weight, parameters)
+        name = _module_name(node, str(read.target), weight, parameters)
         made = _make(node, given, weight, bias)
         if not name or (name in lifted and not _same(lifted[name], made)):
             continue  # a module cannot be the root, nor stand for two different calls
         if name not in lifted:
+            if not _place(root, name, made):
+                continue
             lifted[name] = made
-            _place(root, name, made)
         with graph.inserting_before(node):
             call = graph.call_module(name, (given.get("input", given.get("indices")),))
         call.meta = dict(node.meta)
         node.replace_all_uses_with(call)
         graph.erase_node(node)
     graph.eliminate_dead_code()
+
+
+def _uncast(node: Any) -> Any:
+    """What a value is before casts to the dtype that it has anyway, as in `weight.to(x.dtype)`."""
+    while isinstance(node, Node) and node.target in _CASTS:
+        source = node.args[0]
+        if not isinstance(source, Node) or source.meta["val"].dtype != node.meta["val"].dtype:
+            break
+        node = source
+    return node
 
 
 def _parameter(root: nn.Module, node: Any) -> nn.Parameter | None:
@@ -102,16 +114,26 @@ def _each(value: Any, count: int) -> Any:
 
 def _same(one: nn.Module, other: nn.Module) -> bool:
     def facts(module: nn.Module) -> tuple[Any, ...]:
-        tensors = tuple(id(p) for p in module._parameters.values())
+        tensors = tuple(id(getattr(module, name, None)) for name in ("weight", "bias"))
         return type(module), module.extra_repr(), tensors
 
     return facts(one) == facts(other)
 
 
-def _place(root: GraphModule, name: str, made: nn.Module) -> None:
-    """Puts the module where the exported graph has a plain container, whose other tensors it takes over."""
+def _place(root: GraphModule, name: str, made: nn.Module) -> bool:
+    """Puts the module where the exported graph has a plain container, and gives it all else that one holds.
+
+    It cannot stand there where it has something else under a name that is read: a call without bias, say, of a
+    layer whose bias is added later.
+    """
     with contextlib.suppress(AttributeError):
-        for key, value in root.get_submodule(name).named_parameters(recurse=False):
-            if key not in made._parameters:
-                made.register_parameter(key, value)
+        held = root.get_submodule(name)
+        for kind in ("_parameters", "_buffers", "_modules"):
+            if any(
+                hasattr(made, key) and getattr(made, key) is not value for key, value in vars(held)[kind].items()
+            ):
+                return False
+        for kind in ("_parameters", "_buffers", "_modules"):
+            vars(made)[kind].update(vars(held)[kind])
     root.add_submodule(name, made)
+    return True

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 
 from qpass.errors import TraceError
 from qpass.graph.attention import settle_attention
-from qpass.graph.clean import drop_noise, free_devices, is_foreign, is_mutating, plain
+from qpass.graph.clean import drop_noise, free_devices, free_layouts, is_foreign, is_mutating, plain
 from qpass.graph.failure import tracing, unsupported
 from qpass.graph.lift import lift_modules
 from qpass.graph.names import write_names
@@ -64,6 +64,7 @@ def _readable(exported: GraphModule, twin: nn.Module, inputs: int) -> GraphModul
     gm = GraphModule(exported, graph)
     drop_noise(graph)
     free_devices(graph)
+    free_layouts(graph)
     lift_modules(graph, gm, twin)
     settle_attention(graph)
     for node in graph.nodes:

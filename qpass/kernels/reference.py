@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 WEIGHT, CHANNEL_FIRST, CHANNEL_LAST = "weight", "channel-first", "channel-last"
+TOKEN_LAST = (
+    "token-last"  # (..., channels, tokens), as the keys of attention lie in their product with the queries
+)
 
 
 def arrange(x: Tensor, layout: str, granularity: str, group_size: int) -> Tensor:
-    """x as (B, K, M), its values by parameter set. A weight has B = 1; a short last group is padded with zeros.
+    """x as (B, K, M), its values by parameter set. A weight has B = 1; a short last group repeats its own channels.
 
     >>> arrange(torch.zeros(8, 6, 3, 3), "weight", "channel", 0).shape
     torch.Size([1, 8, 54])
@@ -30,6 +33,8 @@ def arrange(x: Tensor, layout: str, granularity: str, group_size: int) -> Tensor
             return rows.reshape(1, x.shape[0], -1)
         padded = _pad(rows, 2, group_size)
         return padded.reshape(1, x.shape[0] * (padded.shape[2] // group_size), -1)
+    if layout == TOKEN_LAST:
+        return arrange(x.transpose(-2, -1), CHANNEL_LAST, granularity, group_size)
     batch = x.shape[0]
     if granularity == "tensor":
         return x.reshape(batch, 1, -1)
@@ -43,12 +48,13 @@ def arrange(x: Tensor, layout: str, granularity: str, group_size: int) -> Tensor
 
 
 def _pad(x: Tensor, dim: int, multiple: int) -> Tensor:
-    short = -x.shape[dim] % multiple
+    """Fills a short last group with its own channels: anything else would count as data where scales are fitted."""
+    size = x.shape[dim]
+    own, short = size % multiple, -size % multiple
     if not short:
         return x
-    shape = list(x.shape)
-    shape[dim] = short
-    return torch.cat([x, x.new_zeros(shape)], dim)
+    again = [x.narrow(dim, size - own, own)] * -(-short // own)
+    return torch.cat([x, *again], dim).narrow(dim, 0, size + short)
 
 
 def spread(values: Tensor, x: Tensor, layout: str, granularity: str, group_size: int) -> Tensor:
@@ -60,6 +66,8 @@ def spread(values: Tensor, x: Tensor, layout: str, granularity: str, group_size:
             return values.reshape([-1] + [1] * (x.dim() - 1))
         wide = values.reshape(x.shape[0], -1).repeat_interleave(group_size, 1)[:, : x.shape[1]]
         return wide.reshape(list(wide.shape) + [1] * (x.dim() - 2))
+    if layout == TOKEN_LAST:
+        return spread(values, x.transpose(-2, -1), CHANNEL_LAST, granularity, group_size).transpose(-2, -1)
     rows = values.shape[0]
     if granularity == "tensor":
         return values.reshape([rows] + [1] * (x.dim() - 1))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import DiTTransformer2DModel, UNet2DModel
+from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from qpass_evaluators import Cost
 from torch import Tensor, nn
 from torch.fx import GraphModule, symbolic_trace
@@ -118,6 +118,25 @@ def test_every_product_of_matrices_counts() -> None:
         found = count(graph, (x, t))
         assert [p.macs for parts in found.values() for p in parts] == [400, 400, 400, 125, 250]
         assert flops.get_total_flops() == 2 * (400 + 400 + 400 + 125)
+
+
+def test_a_text_counts_with_all_its_tokens(context: Any) -> None:
+    """Cross-attention of 8 x 8 latents with CLIP's 77 tokens, counted by hand; an example's 7 are for tracing alone."""
+    from qpass_models.in_memory import InMemory
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8,), norm_num_groups=4, layers_per_block=1, cross_attention_dim=24,
+        down_block_types=("CrossAttnDownBlock2D",), mid_block_type=None, up_block_types=("UpBlock2D",),
+        attention_head_dim=2,
+    )  # fmt: skip
+    adapter = InMemory(module=unet)
+    graph = trace(adapter.load(), adapter.example(), call=adapter.call, dynamic=adapter.dynamic())
+    seen = Cost().observe(Subject(role="original", graph=graph), context(graph, model=adapter))
+    assert seen.protocol["shapes"][2] == [1, 77, 24]
+    short = sum(p.macs for parts in count(graph, adapter.example(1)).values() for p in parts)
+    # keys and values are 8 of 24 features each; queries of 64 places meet them in q k^T and in the product with v
+    assert seen.numbers["macs"] - short == (77 - 7) * (2 * 24 * 8 + 2 * 64 * 8)
 
 
 def test_an_einsum_of_three_tensors_is_named(context: Any, mute: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 
 import attrs
 import pytest
+import torch
 from qpass_evaluators import Size
 from qpass_evaluators.size import packed_bits
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from qpass.evaluator import Subject
-from qpass.spec import QuantSpec
+from qpass.graph import trace
+from qpass.spec import NodeSpec, QuantSpec
 
 # first: 8 x 3 x 3 x 3, time: 8 x 1 and a bias of 8, last: 3 x 8 x 3 x 3
 FIRST, TIME, LAST = 216, 8, 216
@@ -79,6 +82,36 @@ def test_packed_modules_and_repeated_calls(teacher: GraphModule, context: Any, s
     again.meta = {**last.meta, "origin": "last#1"}
     numbers = Size().observe(Subject(role="quantized", graph=graph), context(teacher)).numbers
     assert numbers["integer_share"] == (FIRST + LAST) / (FIRST + TIME + LAST)
+
+
+class Aside(nn.Module):
+    """Beside a linear layer of 64 weights, products that are no such layer, on 192 + 128 + 64 + 32 weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = nn.Linear(8, 8)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(8, 24))
+        self.up = nn.ConvTranspose1d(8, 4, 4, 2, 1)
+        self.table = nn.Parameter(torch.randn(8, 8))
+        self.loose = nn.Parameter(torch.randn(4, 8))
+        self.register_buffer("angles", torch.randn(5))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        q, k, v = self.normed(self.plain(x)).chunk(3, -1)
+        h = torch.einsum("bts,bsc->btc", torch.einsum("btc,bsc->bts", q, k).softmax(-1), v @ self.table)
+        h = self.up(h.transpose(1, 2)).transpose(1, 2)
+        h = nn.functional.linear(h, self.loose.t() * 2) + t.reshape(-1, 1, 1)
+        return h + torch.einsum("t,d->td", self.angles, self.plain.bias).sum()
+
+
+def test_weights_outside_layers_count(context: Any) -> None:
+    """A computed weight, a transposed convolution's and a loose parameter are weights, and no integers."""
+    teacher = trace(Aside().eval(), (torch.randn(2, 5, 8), torch.ones(2)))
+    graph = copy.deepcopy(teacher)
+    node = next(n for n in graph.graph.nodes if n.target == "plain")
+    node.meta["qpass"] = NodeSpec(weight=QuantSpec(bits=8, symmetric=True), execution="simulated")
+    numbers = Size().observe(Subject(role="quantized", graph=graph), context(teacher)).numbers
+    assert numbers["integer_share"] == 64 / (64 + 192 + 128 + 64 + 32)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,35 @@ def test_split_bf16_is_as_near_to_fp32_as_fused_bf16(zoo, name):
     assert relative(split(*inputs), wanted) < 1.1 * relative(gm(*inputs), wanted)
 
 
+@torch.no_grad()
+def test_split_of_a_model_that_writes_in_place():
+    """FreeU's in-place slices decompose into views that hold in the fused layout; split, it equals the model."""
+    model = tiny.make("ldm")
+    model.module.enable_freeu(0.9, 0.2, 1.5, 1.6)
+    gm = graph.trace(model.module, model.example(2), call=model.call, dynamic=model.dynamic)
+    assert graph.split_attention(gm) > 0
+    inputs = model.example(5, seed=5)
+    assert relative(gm(*inputs), model.eager(inputs)) < 1e-5
+
+
+class Viewing(nn.Module):
+    """Views the result of attention, whose fused kernel leaves it in the layout of the query."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q = x.unflatten(-1, (2, 8)).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, q, q).transpose(1, 2).view(x.shape)
+
+
+@torch.no_grad()
+def test_a_view_of_fused_attention_holds_once_it_is_split():
+    """The fused kernel keeps heads next to each other in memory, its parts do not: the view becomes a reshape."""
+    module, x = Viewing(), torch.randn(3, 5, 16)
+    gm = graph.trace(module, (x,))
+    assert torch.equal(gm(x), module(x))
+    assert graph.split_attention(gm) == 1
+    assert relative(gm(x), module(x)) < 1e-5
+
+
 class Attention(nn.Module):
     def __init__(self, **options: object) -> None:
         super().__init__()
@@ -101,6 +130,26 @@ def test_every_kind_of_attention(options, mask):
     assert torch.equal(gm(*inputs), wanted)
     assert graph.split_attention(gm) == 1
     assert relative(gm(*inputs), wanted) < 1e-5
+
+
+@torch.no_grad()
+def test_products_that_fp16_cannot_hold_do_not_overflow():
+    """q k^T up to 130,000 is beyond fp16's 65,504, an eighth of it is not: split, it is near attention in fp32."""
+    q = (torch.randn(2, 4, 16, 64, generator=torch.Generator().manual_seed(0)) + 45.0).half()
+    assert float((q.float() @ q.float().mT).amax()) > 131_000
+    gm = graph.trace(Attention(), (q, q, q))
+    assert graph.split_attention(gm) == 1
+    assert relative(gm(q, q, q), Attention()(q.float(), q.float(), q.float())) < 1e-2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scale_that_is_a_power_of_two_changes_no_bit(dtype):
+    """With heads 16 wide the scale is 1/4: scaling q gives the same bits as scaling q k^T."""
+    q, k, v = (torch.randn(3, 4, 5, 16).to(dtype) for _ in range(3))
+    gm = graph.trace(Attention(), (q, k, v))
+    graph.split_attention(gm)
+    assert torch.equal(gm(q, k, v), ((q @ k.mT) * 0.25).softmax(-1) @ v)
 
 
 def test_dropout_in_attention_is_refused():

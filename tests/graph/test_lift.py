@@ -96,6 +96,81 @@ def test_all_kinds_of_convolution_and_loose_parameters():
     torch.testing.assert_close(gm(x), module(x), rtol=1e-6, atol=1e-5)
 
 
+class Casting(nn.Linear):
+    """Casts its weight to the dtype of what it is given, as layers of mixed precision do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight.to(x.dtype), self.bias.float()) + F.linear(x, self.weight.type_as(x))
+
+
+@torch.no_grad()
+def test_a_cast_to_the_dtype_it_has_hides_no_parameter():
+    """In fp32 such casts do nothing: two calls of one parameter are modules unless their biases differ."""
+    module, x = nn.Sequential(nn.Linear(8, 8), Casting(8, 4)), torch.randn(3, 8)
+    gm = graph.trace(module, (x,))
+    assert [n.target for n in gm.graph.find_nodes(op="call_module")] == ["0", "1"]
+    assert gm.get_submodule("1").bias is not None
+    assert torch.equal(gm(x), module(x))
+
+
+@torch.no_grad()
+def test_a_cast_to_another_dtype_is_arithmetic():
+    """A weight in bf16 that is cast to fp32 for an input in fp32 is no module's: the cast stays in the graph."""
+    module, x = Casting(8, 4).bfloat16(), torch.randn(3, 8)
+    gm = graph.trace(module, (x,))
+    assert not list(gm.graph.find_nodes(op="call_module"))
+    assert torch.equal(gm(x), module(x))
+
+
+class Holding(nn.Linear):
+    """A linear layer that holds a buffer, a parameter and two layers of its own, as LoRA does, and adds them up."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+        self.register_buffer("gain", torch.full((8,), 2.0))
+        self.shift = nn.Parameter(torch.randn(8))
+        self.down, self.up = nn.Linear(8, 2), nn.Linear(2, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.up(self.down(x)) + F.linear(x, self.weight, self.bias) * self.gain + self.shift
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Holding()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(self.inner(x).relu())
+
+
+@torch.no_grad()
+def test_a_lifted_layer_keeps_all_that_it_holds():
+    """Buffers, parameters and child modules beside the weight; called twice it is still one module."""
+    module, x = Twice(), torch.randn(3, 8)
+    gm = graph.trace(module, (x,))
+    calls = Counter(n.target for n in gm.graph.find_nodes(op="call_module"))
+    assert calls == {"inner": 2, "inner.down": 2, "inner.up": 2}
+    assert gm.state_dict().keys() == module.state_dict().keys()
+    assert torch.equal(gm(x), module(x))
+
+
+class Late(nn.Linear):
+    """Adds its bias by itself."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight) + self.bias
+
+
+@torch.no_grad()
+def test_a_bias_that_is_added_elsewhere_is_not_lost():
+    """The module would have none, and what adds it would find nothing: such a call stays as it is."""
+    module, x = Late(8, 8), torch.randn(3, 8)
+    gm = graph.trace(nn.Sequential(module), (x,))
+    assert not list(gm.graph.find_nodes(op="call_module"))
+    assert torch.equal(gm(x), module(x))
+
+
 def test_random_state_is_untouched():
     """Tracing draws no random number: a seeded run is the same with and without it."""
     module = nn.Sequential(nn.Linear(4, 4), nn.Conv1d(1, 1, 1))

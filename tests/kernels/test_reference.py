@@ -15,6 +15,7 @@ LAYOUTS = {
     "weight": (6, 10, 3, 3),
     "channel-first": (4, 10, 5, 5),
     "channel-last": (4, 7, 10),
+    "token-last": (4, 10, 7),
 }
 
 
@@ -47,10 +48,26 @@ def test_spread_undoes_arrange(layout, granularity, size):
     assert reference.arrange(x - mean, layout, granularity, size).mean(2).abs().max() < 1e-12
 
 
-def test_short_last_group_is_padded_with_zeros():
-    """Ten channels in groups of four: the third group holds two channels and zeros."""
-    x = torch.ones(1, 10, 1, 1)
-    assert reference.arrange(x, "channel-first", "group", 4).flatten(1).tolist() == [[1.0] * 10 + [0.0] * 2]
+def test_a_short_last_group_repeats_its_own_channels():
+    """Seven channels in groups of five: the second holds the last two, twice and a half; of two channels, both."""
+    x = torch.arange(7.0).reshape(1, 7, 1, 1)
+    groups = reference.arrange(x, "channel-first", "group", 5)[0].tolist()
+    assert groups == [[0.0, 1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 5.0, 6.0, 5.0]]
+    weight = reference.arrange(x[0, 5:].reshape(1, 2), "weight", "group", 3)
+    assert weight.tolist() == [[[5.0, 6.0, 5.0]]]
+
+
+@pytest.mark.parametrize(("layout", "shape"), [("weight", (16, 66)), ("channel-last", (64, 5, 66))])
+def test_only_its_own_values_fit_a_short_last_group(layout, shape):
+    """66 channels in groups of 64: LSQ's first step of the last two is 2 mean|x| / sqrt(7) of those two."""
+    from qpass_passes.quantizers.learned_step import LearnedStep
+
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    spec = QuantSpec(bits=4, granularity="group", group_size=64, symmetric=True)
+    sets = reference.arrange(x, layout, "group", 64)
+    params = LearnedStep(iterations=0).fit(lambda: [(sets, torch.zeros(len(sets), dtype=torch.long))], spec)
+    mean = x[..., 64:].abs().mean(1) if layout == "weight" else x[..., 64:].abs().mean()[None]
+    torch.testing.assert_close(params.tensors["scale"].reshape(-1, 2)[:, 1], 2 * mean / 7**0.5)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -18,7 +18,7 @@ from qpass_passes.simulate import Simulate
 import qpass
 import qpass.run.execute
 from qpass.errors import ModelError
-from qpass.sampling import Sampling
+from qpass.sampling import Sampling, make_scheduler
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,29 @@ def test_the_right_one_decodes(checkpoint, tmp_path):
     ours = model.sampler().decode(latents).float() / 255
     assert ours.shape[1:3] == model.sampler().size
     assert (ours - image.permute(0, 2, 3, 1)).abs().max() <= 1 / 255
+
+
+@pytest.mark.parametrize(
+    ("channels", "decoded", "clips"), [(1, False, True), (3, False, True), (3, True, False), (4, True, False)]
+)
+def test_only_pixels_are_clipped(channels, decoded, clips, tmp_path):
+    """Without an autoencoder 1 or 3 channels are pixels within [-1, 1]; with one they are latents, also where 3."""
+    torch.manual_seed(0)
+    config = DiTConfig(
+        depth=1, width=32, heads=2, patch_size=2, input_size=8, in_channels=channels, num_classes=10
+    )
+    torch.save(DiT(config).state_dict(), tmp_path / "dit.pt")
+    pipelines.vae(channels).save_pretrained(tmp_path / "vae")
+    model = DiTModel(path=str(tmp_path / "dit.pt"), heads=2, vae=str(tmp_path / "vae") if decoded else "")
+    assert model.cannot_sample() is None
+    sampler = model.sampler()
+    x = 3 * torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    scheduler = make_scheduler(Sampling(scheduler="ddim", steps=1), sampler.scheduler_config)
+    t = int(scheduler.timesteps[0])
+    x0 = x / scheduler.alphas_cumprod[t].sqrt()  # of an output of 0
+    found = scheduler.step(torch.zeros_like(x), t, x).pred_original_sample
+    assert torch.allclose(found, x0.clamp(-1, 1) if clips else x0)
+    assert sampler.decode(x).shape == (2, *sampler.size, 3)
 
 
 def test_the_fingerprint_knows_the_autoencoder(checkpoint, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 
 import attrs
@@ -14,6 +15,7 @@ import torch
 from qpass_evaluators.classifier import ClassAccuracy
 from qpass_models.diffusers_model import DiffusersModel
 from qpass_models.in_memory import InMemory
+from qpass_models.text import length
 
 from qpass.errors import ModelError, RecipeError
 from qpass.evaluator import EvaluationError, refuse
@@ -135,6 +137,54 @@ def test_without_transformers(pipeline_folder, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "transformers" else find(n, *a))
     adapter = DiffusersModel(path=str(pipeline_folder("stable-diffusion")))
     assert adapter.cannot_sample().endswith("pip install 'qpass[text]'")
+
+
+@pytest.mark.parametrize("name", [*pipelines.TEXT, "imagenet-ldm4"])
+def test_a_call_is_measured_on_what_sampling_gives(name, pipeline_folder):
+    """Every input has the shape that it has while images are drawn, where the example's text is of 7 tokens."""
+    adapter = DiffusersModel(path=str(pipeline_folder(name)))
+    seen = []
+
+    def denoise(*inputs):
+        seen.append([tuple(part.shape) for part in inputs[2:]])
+        return torch.zeros_like(inputs[0])
+
+    sampling = Sampling(steps=1, prompts=() if name == "imagenet-ldm4" else PROMPTS, batch=2)
+    scheduler = pipelines.TEXT[name][1] if name in pipelines.TEXT else {}
+    list(
+        adapter.sample(
+            denoise, seed=0, count=2, sampling=attrs.evolve(sampling, **scheduler), device=torch.device("cpu")
+        )
+    )
+    x, t, *rest = adapter.workload(2)
+    # CLIP's texts are of 77 tokens, those of the tiny pipelines' CLIPs of 16
+    less = 77 - 16 if name.startswith("stable-diffusion") else 0
+    for part, shape in zip(rest, seen[0], strict=True):
+        assert part.shape == ((2, shape[1] + less, shape[2]) if len(shape) == 3 else shape)
+    assert [part.shape[1] for part in adapter.example(2)[2:] if part.ndim == 3] == [7]
+    assert x.shape == adapter.example(2)[0].shape
+    assert len(t) == 2
+
+
+def test_how_long_a_text_is_without_its_pipeline(pipeline_folder):
+    """A UNet alone takes CLIP's 77 tokens; PixArt-Sigma's pipeline makes 300 and PixArt-Alpha's 120."""
+    adapter = DiffusersModel(path=str(pipeline_folder("stable-diffusion") / "unet"))
+    assert adapter.workload(1)[2].shape[1] == 77
+    for pipeline in (diffusers.PixArtAlphaPipeline, diffusers.PixArtSigmaPipeline):
+        theirs = inspect.signature(pipeline.encode_prompt).parameters["max_sequence_length"].default
+        assert length(pipeline.__name__, "PixArtTransformer2DModel") == theirs
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion", "imagenet-ldm4"])
+def test_an_input_that_no_encoder_makes(name, pipeline_folder):
+    """A UNet may take a mask of the text, which neither Stable Diffusion's pipeline nor a class embedding makes."""
+    adapter = DiffusersModel(path=str(pipeline_folder(name)), optional=("encoder_attention_mask",))
+    source = "StableDiffusionPipeline" if name == "stable-diffusion" else "its class embedding"
+    reason = adapter.cannot_sample()
+    assert reason.startswith(f"it is to be given encoder_attention_mask, which {source} does not make; leave out")
+    with pytest.raises(ModelError, match="encoder_attention_mask"):
+        draw(adapter, Sampling(steps=1, prompts=PROMPTS))
+    assert attrs.evolve(adapter, optional=()).cannot_sample() is None
 
 
 def test_a_denoiser_alone_has_no_text(pipeline_folder):

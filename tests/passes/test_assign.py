@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import ClassVar
 
+import attrs
 import pytest
 import torch
 from qpass_passes.assign import Assign, Rule, edges
 
 from qpass.errors import PreconditionError
+from qpass.manager import PassManager
 from qpass.slots import slots, spec_of
 from qpass.spec import parse_spec
 
@@ -90,6 +93,36 @@ def test_attention_in_floating_point_stays_fused(context):
     assert any("scaled_dot_product_attention" in name for name in result.notes["floating point"]["attention"])
 
 
+def test_products_that_are_no_layers_are_listed(context):
+    """A weight computed in each call, a transposed convolution, einsums: no spec, and each is named.
+
+    An einsum that only permutes or multiplies without a sum is no product.
+    """
+    from qpass.graph import trace
+
+    class Aside(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+            self.normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(8, 8))
+            self.up = torch.nn.ConvTranspose1d(8, 8, 4, 2, 1)
+
+        def forward(self, x, t):
+            h = self.normed(self.first(x))
+            h = torch.einsum("bts,bsc->btc", torch.einsum("btc,bsc->bts", h, h).softmax(-1), h)
+            h = torch.einsum("btc,b->bct", h, t)
+            return self.last(torch.einsum("bct->btc", self.up(h)))
+
+    graph = trace(Aside(), (torch.randn(2, 5, 8), torch.ones(2)))
+    result = Assign().run(graph, context)
+    assert specs(result.graph).keys() == {"first", "last"}
+    assert result.notes["floating point"] == {
+        "linear": ["normed/linear[0]"],
+        "einsum": ["/einsum[0]", "/einsum[1]"],
+        "conv_transpose1d": ["up/conv_transpose1d[0]"],
+    }
+
+
 def test_a_glob_without_a_match_is_an_error(context):
     """The error names the glob and the nearest node."""
     with pytest.raises(PreconditionError, match=r"'conv_inn' matches no node, did you mean 'conv_in'"):
@@ -147,9 +180,8 @@ def test_softmax_outputs_may_have_a_spec_of_their_own(context):
 
 def test_softmax_is_found_behind_casts_and_reshapes():
     """Attention written out, with its weights cast and reshaped before the product, and the operands swapped."""
-    from qpass_passes.assign import after_softmax
-
     from qpass.graph import trace
+    from qpass.graph.attention import after_softmax
 
     class Written(torch.nn.Module):
         def forward(self, x, t):
@@ -165,3 +197,63 @@ def test_softmax_is_found_behind_casts_and_reshapes():
         if node.target in (torch.ops.aten.matmul.default, torch.ops.aten.bmm.default)
     ]
     assert found == [[False, False], [False, True]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["fused", "written", "the other way round"])
+@pytest.mark.parametrize("dynamic", [" dynamic", ""])
+def test_each_token_of_keys_and_values_has_its_scale(context, form, dynamic):
+    """By token q, k, v and softmax outputs are rounded row by row, k before it is transposed; worked out in fp64."""
+    from qpass_passes.quantizers.absmax import AbsMax
+    from qpass_passes.simulate import Simulate
+
+    from qpass.activations import Samples
+    from qpass.analysis import Analysis
+    from qpass.graph import trace
+
+    class Attending(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = torch.nn.Linear(16, 48), torch.nn.Linear(16, 16)
+
+        def forward(self, x, t):
+            q, k, v = self.first(x + t[:, None, None]).chunk(3, -1)
+            if form == "fused":
+                h = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+            elif form == "written":
+                h = (q / 4 @ k.transpose(-2, -1)).softmax(-1) @ v
+            else:
+                weights = torch.bmm(q / 4, k.permute(0, 2, 1)).softmax(-1)
+                h = torch.bmm(v.transpose(1, 2), weights.transpose(1, 2)).transpose(1, 2)
+            return self.last(h)
+
+    x = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0))
+    x = (x * torch.logspace(-1, 1, 5)[:, None]).expand(2, -1, -1).contiguous()  # tokens of very different size
+
+    @attrs.frozen(kw_only=True)
+    class Given(Analysis):
+        name: ClassVar[str] = "given"
+
+        def compute(self, graph, ctx):
+            return Samples(inputs=(x, torch.ones(2)))
+
+    def rounded(values, seen=None):
+        seen = values if seen is None else seen
+        low, high = seen.amin(-1, True).clamp(max=0), seen.amax(-1, True).clamp(min=0)
+        scale = (high - low) / 15
+        zero = (-low / scale).round()
+        return (((values / scale).round() + zero).clamp(0, 15) - zero) * scale
+
+    model = Attending()
+    graph = trace(model, (x, torch.ones(2)))
+    context = attrs.evolve(context, reference=graph, calibration=Given())
+    assign = Assign(
+        weight="float", input="float", edge_weight="float", edge_input="float", attention=f"int4 token{dynamic}"
+    )
+    done = PassManager((assign, Simulate(input=AbsMax()))).run(copy.deepcopy(graph), context).graph
+    q, k, v = model.first(x + 1).double().chunk(3, -1)
+    weights = (rounded(q / 4) @ rounded(k).transpose(-2, -1)).softmax(-1)
+    # a scale that is fitted before is that of weights from products which were not rounded
+    seen = weights if dynamic else (q / 4 @ k.transpose(-2, -1)).softmax(-1)
+    expected = model.last.double()(rounded(weights, seen) @ rounded(v))
+    assert (done(x, torch.ones(2)).double() - expected).norm() / expected.norm() < 1e-5

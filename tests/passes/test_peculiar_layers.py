@@ -76,7 +76,7 @@ NOTES = {
 }
 
 
-@pytest.mark.parametrize("inputs", ["int8 tensor", "int6 channel", "int8 token dynamic", "log2:4 tensor"])
+@pytest.mark.parametrize("inputs", ["int8 tensor", "int6 channel", "int8 token dynamic", "log2:4 tensor sym"])
 @pytest.mark.parametrize(
     "step",
     [

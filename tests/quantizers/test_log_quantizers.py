@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 from qpass_passes.assign import Assign
+from qpass_passes.quantizers.absmax import AbsMax
 from qpass_passes.quantizers.adaptive_log import AdaptiveLog
+from qpass_passes.quantizers.learned_step import LearnedStep
 from qpass_passes.quantizers.log2 import Log2
 from qpass_passes.quantizers.log_sqrt2 import LogSqrt2
 from qpass_passes.quantizers.mse import Mse, rounding_error
+from qpass_passes.quantizers.percentile import Percentile
 from qpass_passes.simulate import Simulate
 
 from qpass.artifact import Artifact, load_artifact, save
+from qpass.errors import QpassError
 from qpass.manager import PassManager
 from qpass.quantizer import QParams, fake_quantize, log_codebook, quantize, summarise
 from qpass.slots import read_params, slots
@@ -52,6 +57,36 @@ def repq(x, s, bits):
     if q >= 2**bits - 1:
         return 0.0
     return 2.0 ** -math.ceil(q / 2) * (math.sqrt(2) if q % 2 else 1.0) * s
+
+
+@pytest.mark.parametrize("text", ["log2:4", "log-sqrt2:2", "log:8", "levels:4"])
+@pytest.mark.parametrize(
+    "quantizer", [*LOGS, AbsMax(), Mse(), Percentile(), LearnedStep(iterations=3)], ids=lambda one: one.name
+)
+def test_values_below_zero_need_a_sign(quantizer, text):
+    """Without one they are refused, with the spec that holds them; with one, and as noise of 1e-4, they are fitted."""
+    x = softmax(rows=20)
+    for low, fits in ((-1e-4, True), (-0.5, False)):
+        x[1, 0, 7] = low
+        for sign in ("asym", "sym"):
+            spec = parse_spec(f"{text} tensor {sign}", symmetric=False)
+            if fits or sign == "sym":
+                assert quantizer.fit(stream(x), spec).tensors["scale"].isfinite().all()
+                continue
+            said = f"'{text} tensor asym' has no levels below 0, and values down to -0.5 were recorded; "
+            with pytest.raises(ValueError, match=re.escape(f"{said}write '{text} tensor sym'")):
+                quantizer.fit(stream(x), spec)
+
+
+def test_a_user_reads_which_input_it_was(context):
+    """What is refused while a graph is fitted is the user's mistake: one sentence that begins with the place."""
+    run = PassManager((Assign(weight="float", input="log2:4 tensor", edge_weight="float"), Simulate()))
+    with pytest.raises(
+        QpassError, match=r"^mse cannot fit '[\w.]+input0_q': 'log2:4 tensor asym' has no .*"
+    ) as told:
+        run.run(copy.deepcopy(context.reference), context)
+    assert told.value.exit_code == 2
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

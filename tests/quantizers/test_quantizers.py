@@ -154,6 +154,20 @@ def test_an_unseen_time_group_takes_all_values():
     assert scale[1].item() == scale[2].item() == scale[0].item() > 0
 
 
+@pytest.mark.parametrize("quantizer", [Mse(), Percentile(q=0.99)], ids=["mse", "percentile"])
+def test_an_unseen_time_group_takes_all_values_where_groups_differ(quantizer):
+    """One group spans 20 times the other: one never seen is fitted as all values would be without groups, to 2%."""
+    x = draw(64, 2, 400)
+    x[::2] *= 20
+    groups = (torch.arange(64) % 2) * 2
+    apart = quantizer.fit(stream(x, groups, parts=2), QuantSpec(bits=4, time_groups=3)).tensors
+    together = quantizer.fit(stream(x, parts=2), QuantSpec(bits=4)).tensors
+    assert torch.allclose(apart["scale"][1], together["scale"][0], rtol=0.02)
+    assert torch.equal(apart["zero"][1], together["zero"][0])
+    counts = summarise(stream(x, groups, parts=2), QuantSpec(time_groups=3)).counts.sum(2)
+    assert counts.tolist() == [[12800.0] * 2, [25600.0] * 2, [12800.0] * 2]
+
+
 def test_infinite_values_are_refused():
     """A range over infinities fits nothing, and says so."""
     x = torch.tensor([[[1.0, float("inf")]]])

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import attrs
 
-from qpass.quantizer import Batches, QParams, Quantizer, params_from_range, ranges
+from qpass.quantizer import Batches, QParams, Quantizer, params_from_range, ranges, refuse_negative
 from qpass.spec import QuantSpec
 
 
@@ -19,4 +19,5 @@ class AbsMax(Quantizer):
     def fit(self, batches: Batches, spec: QuantSpec) -> QParams:
         """Parameters that hold every value seen."""
         found = ranges(batches, spec.time_groups)
+        refuse_negative(found, spec)
         return params_from_range(found.low, found.high, spec)

@@ -9,7 +9,7 @@ import torch
 from attrs import validators as v
 from torch import Tensor
 
-from qpass.quantizer import Batches, QParams, Quantizer, log_codebook, ranges
+from qpass.quantizer import Batches, QParams, Quantizer, log_codebook, ranges, refuse_negative
 from qpass.spec import LOGS, QuantSpec
 from qpass_passes.quantizers.mse import Mse
 
@@ -34,6 +34,7 @@ class Log2(Quantizer):
         if spec.format not in LOGS:
             return self.otherwise.fit(batches, spec)
         found = ranges(batches, spec.time_groups)
+        refuse_negative(found, spec)
         return log_params(magnitude(found.low, found.high, spec), spec, step_of(spec, 1.0))
 
 

@@ -44,7 +44,7 @@ class TestQuantizers:
     def test_weights(self, cls: Any, text: str) -> None:
         """One set of parameters for the tensor, each channel or each group, of a weight with a short last group."""
         spec = parse_spec(text, symmetric=True)
-        weight = torch.randn(6, 10, 3, 3, generator=torch.Generator().manual_seed(0)) * 0.1
+        weight = held(torch.randn(6, 10, 3, 3, generator=torch.Generator().manual_seed(0)) * 0.1, spec)
         values = reference.arrange(weight, reference.WEIGHT, spec.granularity, spec.group_size)
         params = made(cls).fit(lambda: [(values, torch.zeros(1, dtype=torch.long))], spec)
         sets = {"tensor": 1, "channel": 6, "group": 18}[spec.granularity]
@@ -58,7 +58,7 @@ class TestQuantizers:
         """One row for each time group, from values that come in several batches and again when asked."""
         spec = parse_spec(text, symmetric=False)
         generator = torch.Generator().manual_seed(0)
-        x = torch.randn(6, 10, 3, 3, generator=generator) + 0.5
+        x = held(torch.randn(6, 10, 3, 3, generator=generator) + 0.5, spec)
         group = torch.arange(6) % spec.time_groups
         values = reference.arrange(x, reference.CHANNEL_FIRST, spec.granularity, spec.group_size)
         streamed = list(zip(values.chunk(batches), group.chunk(batches), strict=True))
@@ -110,6 +110,11 @@ class TestQuantizers:
         """So is nothing at all."""
         with pytest.raises(ValueError):
             made(cls).fit(list, parse_spec("int8 tensor", symmetric=True))
+
+
+def held(values: Tensor, spec: Any) -> Tensor:
+    """Values that the format can hold: logarithms without a sign have no level below 0."""
+    return values.abs() if spec.format in LOGS and not spec.symmetric else values
 
 
 def well_formed(params: Any, spec: Any, groups: int, sets: int) -> None:
