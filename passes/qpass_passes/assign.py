@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 
 from qpass.errors import PreconditionError, did_you_mean
 from qpass.graph import depends_on, split_attention
-from qpass.graph.attention import after_softmax as after_softmax
+from qpass.graph.attention import after_softmax
 from qpass.graph.names import op_name
 from qpass.manager import Pass, PassContext, PassResult
 from qpass.products import multiplied

@@ -15,13 +15,13 @@ from torch.fx import GraphModule, Node
 
 from qpass.activations import Samples, run_recording
 from qpass.figure import cells
+from qpass.graph.attention import after_softmax
 from qpass.kernels import reference
 from qpass.manager import Pass, PassContext, PassResult
 from qpass.quantizer import QParams, Quantizer, fake_quantize, summarise
 from qpass.slots import MATMULS, Slot, slots, spec_of, write_params
 from qpass.spec import QuantSpec
 from qpass.timegroups import edges_for
-from qpass_passes.assign import after_softmax
 from qpass_passes.fitting import choose_rows, fit, refuse_fitted, refuse_several
 from qpass_passes.power_law import Alternative, Verdict, judge
 from qpass_passes.quantizers.absmax import AbsMax

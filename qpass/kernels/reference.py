@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 WEIGHT, CHANNEL_FIRST, CHANNEL_LAST = "weight", "channel-first", "channel-last"
-TOKEN_LAST = (
-    "token-last"  # (..., channels, tokens), as the keys of attention lie in their product with the queries
-)
+TOKEN_LAST = "token-last"  # (..., channels, tokens): the keys of attention in their product with the queries
 
 
 def arrange(x: Tensor, layout: str, granularity: str, group_size: int) -> Tensor:
