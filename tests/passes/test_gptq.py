@@ -7,17 +7,19 @@ import copy
 import attrs
 import pytest
 import torch
+from learned import prepared
 from qpass_passes import gptq
 from qpass_passes.assign import Assign
 from qpass_passes.calibration.uniform_steps import UniformSteps
 from qpass_passes.gptq import Gptq, patches, round_columns
+from qpass_passes.reconstruction.soft import SoftLayer
 from qpass_passes.simulate import Simulate
 from torch import nn
 
 from qpass.activations import Samples
 from qpass.graph import trace
 from qpass.manager import PassManager
-from qpass.slots import find
+from qpass.slots import find, read_params, slots, weight_of
 
 
 def by_definition(weight, scale, low, high, h):
@@ -160,3 +162,16 @@ def test_layers_of_another_kind_are_left_to_rounding_to_nearest(context):
     assert result.notes["left to rounding to nearest"] == ["grouped", "line"]
     assert find(graph, "plain.weight_q.codes") is not None
     assert find(graph, "line.weight_q.codes") is None
+
+
+def test_its_codes_are_where_rounding_learns_again(context):
+    """Codes that are neither the floor nor the ceiling of the weight, as some of GPTQ's are, are not thrown away."""
+    graph = PassManager([Gptq(activations=False)]).run(prepared(context, weight="int3 channel"), context).graph
+    far = 0.0
+    for slot in [slot for slot in slots(graph) if slot.index < 0]:
+        codes, params = find(graph, f"{slot.home}.codes"), read_params(graph, slot)
+        soft = SoftLayer(slot, graph.get_submodule(str(slot.node.target)), params, codes, True, 0.15)
+        far = max(far, float((codes - weight_of(graph, slot) / soft.scale).abs().max()))
+        soft.settle()
+        assert torch.equal(soft.codes, codes)
+    assert far > 1
