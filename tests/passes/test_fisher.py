@@ -87,6 +87,14 @@ def test_the_loss_is_weighted():
     assert distance(ours, theirs, 2.0, torch.ones(1, 2)) == distance(ours, theirs, 2.0)
 
 
+@pytest.mark.parametrize(
+    ("shape", "channels"), [((2, 3), 3), ((2, 7, 3), 3), ((2, 3, 4, 5), 3), ((2, 3, 4, 5, 6), 3)], ids=str
+)
+def test_the_loss_sums_over_channels(shape, channels):
+    """Wherever they are: an error of 1 everywhere counts once for each, in tokens, images and videos."""
+    assert distance(torch.ones(shape), torch.zeros(shape), 2.0) == channels
+
+
 def test_brecq_learns_by_them(context):
     """From the same draws, the blocks of a UNet learn other codes, to a smaller weighted error."""
     codes = {}
