@@ -104,6 +104,7 @@ class Daq(Pass):
         samples = choose_rows(calibration, self.rows, ctx.seed)
         found = [slot for slot in slots(graph) if _wanted(slot)]
         refuse_fitted(graph, self.name, found)
+        refuse_several(graph, found, calibration, ctx.device)
         verdicts: dict[str, dict[str, object]] = {}
         gains: dict[str, dict[float, float]] = {}
         ratios: dict[str, dict[float, float]] = {}
@@ -156,8 +157,6 @@ class Daq(Pass):
                 mine = torch.arange(len(samples))
             rows = choose_rows(samples.take(mine), most, ctx.seed)
             p, val = _seen(graph, (slot.source, value), rows, min(BATCH, most), ctx.device)
-            if edges is not None:
-                refuse_several(slot, len(p), len(rows))
             choices.append(self._choice(slot, p, val))
         return choices
 

@@ -8,18 +8,20 @@ another order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator
 
 import attrs
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule, Interpreter, Node
 
-from qpass.activations import Samples, run_recording
+from qpass.activations import Samples
 from qpass.errors import PreconditionError
 
 ROWS = 3  # that are tried, and more where these are alike in some input
 EXACT = 1e-5  # of a tensor's norm: what another order of rows may change, as it changes how sums are rounded
+MOST = 1 << 18  # values of each row that are compared
 SAME = 0.05  # of it: beyond this, values are not those of the same rows
 
 
@@ -65,19 +67,33 @@ class Places:
 
 @torch.no_grad()
 def look(
-    graph: GraphModule, nodes: Sequence[Node], samples: Samples, device: torch.device
-) -> Mapping[Node, tuple[Tensor, Places | None]]:
-    """Of each node the values that a few rows give, and where these stand; None where they are the same for all.
+    graph: GraphModule, nodes: Iterable[Node], samples: Samples, device: torch.device
+) -> Iterator[tuple[Node, Tensor, Places | None]]:
+    """Each node with the values that a few rows give, and where these stand; None where they are the same for all.
 
-    A `PreconditionError` where rows have no places of their own, as where values hang on the whole batch.
+    Values are let go as in any run: whoever keeps them holds all the model's. A `PreconditionError` where rows have no
+    places of their own, as where values hang on the whole batch.
     """
-    few = _distinct(samples)
+    few, wanted = _distinct(samples), set(nodes)
     other = torch.arange(-1, len(few) - 2) % len(few)  # the last, the first, and so on: all but the one before it
-    (first, second) = (
-        run_recording(graph, nodes, next(samples.take(rows).batches(len(rows), device)))
-        for rows in (few, few[other])
-    )
-    return {node: (first[node], _places(node, first[node], second[node], other.to(device))) for node in nodes}
+    runs = [Interpreter(graph), Interpreter(graph)]
+    for run, rows in zip(runs, (few, few[other]), strict=True):
+        given = graph.graph.find_nodes(op="placeholder")
+        run.env = dict(zip(given, next(samples.take(rows).batches(len(rows), device)), strict=True))
+    for node in graph.graph.nodes:
+        for run in runs:
+            if node.op not in ("placeholder", "output"):
+                run.env[node] = run.run_node(node)
+        if node in wanted:
+            first, second = (run.env[node] for run in runs)
+            yield node, first, _places(node, first, second, other.to(device))
+            wanted.remove(node)
+            del first, second
+        if not wanted:
+            return
+        for run in runs:
+            for gone in run.user_to_last_uses.get(node, ()):
+                del run.env[gone]
 
 
 def _distinct(samples: Samples) -> Tensor:
@@ -92,13 +108,15 @@ def _distinct(samples: Samples) -> Tensor:
 
 def _places(node: Node, first: Tensor, second: Tensor, order: Tensor) -> Places | None:
     """From the values of all the rows that were tried, and those of some in another order."""
-    if first.shape == second.shape and _apart(first, second) <= EXACT:
+    if first.shape == second.shape and _apart(first.unsqueeze(0), second.unsqueeze(0)) <= EXACT:
         return None
-    found = [
-        (_apart(one.by_row(first)[order], one.by_row(second)), one) for one in _until_exact(first, second, order)
-    ]
-    error, best = min(found, key=lambda pair: pair[0], default=(torch.inf, Places()))
-    if error > SAME:
+    least, best = float("inf"), Places()
+    for one in _open(first.shape, second.shape, len(order)):
+        if (error := _apart(one.by_row(first)[order], one.by_row(second))) < least:
+            least, best = error, one
+        if error <= EXACT:
+            break
+    if least > SAME:
         raise PreconditionError(
             f"the rows of a batch cannot be found in {str(node.meta.get('origin', node.name))!r}, a tensor of shape "
             f"{tuple(first.shape)} for {len(order) + 1} rows: each row must have places of its own along one axis, for "
@@ -106,14 +124,6 @@ def _places(node: Node, first: Tensor, second: Tensor, order: Tensor) -> Places 
             "and 'time:'"
         )
     return best
-
-
-def _until_exact(first: Tensor, second: Tensor, order: Tensor) -> Iterator[Places]:
-    """What sizes leave open, up to the first that explains the values."""
-    for one in _open(first.shape, second.shape, len(order)):
-        yield one
-        if _apart(one.by_row(first)[order], one.by_row(second)) <= EXACT:
-            return
 
 
 def _open(first: torch.Size, second: torch.Size, count: int) -> Iterator[Places]:
@@ -130,9 +140,13 @@ def _open(first: torch.Size, second: torch.Size, count: int) -> Iterator[Places]
 
 
 def _apart(ours: Tensor, theirs: Tensor) -> float:
-    """The norm of the difference over that of all; values without end count as large ones."""
-    a, b = (
-        torch.nan_to_num(x.double(), nan=0.0, posinf=1e9, neginf=-1e9).clamp(-1e9, 1e9) for x in (ours, theirs)
-    )
-    norm = float(b.norm())
-    return float((a - b).norm()) / norm if norm else float(a.norm())
+    """The norm of the difference over that of all, of some values of each row; those without end count as large."""
+    total = norm = 0.0
+    for row, other in zip(ours, theirs, strict=True):
+        step = -(-row.numel() // MOST) | 1  # odd, so that it does not fall in with the sizes of axes
+        a, b = (
+            torch.nan_to_num(x.flatten()[::step].double(), nan=0.0, posinf=1e9, neginf=-1e9).clamp(-1e9, 1e9)
+            for x in (row, other)
+        )
+        total, norm = total + float((a - b).square().sum()), norm + float(b.square().sum())
+    return math.sqrt(total / norm if norm else total)

@@ -122,7 +122,7 @@ def test_they_stand_where_the_model_puts_them(context):
     for kind, places in wanted.items():
         ctx = of(context, kind)
         node = next(node for node in ctx.reference.graph.nodes if node.target == "middle")
-        value, found = look(ctx.reference, [node], ctx.get(ctx.calibration, ctx.reference), CPU)[node]
+        ((_, value, found),) = look(ctx.reference, [node], ctx.get(ctx.calibration, ctx.reference), CPU)
         assert found == places
         assert torch.equal(found.as_given(found.by_row(value)), value)
 
@@ -138,7 +138,8 @@ def test_rows_that_are_alike_do_not_hide_the_order():
     inputs = x, torch.zeros(5), label
     graph = trace(Turns(), inputs)
     node = graph.graph.output_node().args[0]
-    assert look(graph, [node], Samples(inputs=inputs), CPU)[node][1] == Places(outer=2)
+    ((_, _, found),) = look(graph, [node], Samples(inputs=inputs), CPU)
+    assert found == Places(outer=2)
 
 
 class TokensFirst(Net):
@@ -177,3 +178,11 @@ def test_rows_that_hang_on_each_other_are_refused(context):
     assign = Assign(weight="int3 channel", input="int8 tensor", edge_weight="int3 channel")
     with pytest.raises(PreconditionError, match=r"cannot be found in '.*', a tensor of shape \(3, 6, 8\)"):
         PassManager([assign, Gptq()]).run(copy.deepcopy(ctx.reference), ctx)
+
+
+def test_time_groups_of_a_sequence_that_goes_first_are_refused(context):
+    """Its first axis counts tokens; taken for images they would get each other's scales."""
+    ctx = of(context, SequenceFirst)
+    graph = Assign(weight="int8 channel", input="int8 tensor time:4").run(copy.deepcopy(ctx.reference), ctx).graph
+    with pytest.raises(PreconditionError, match=r"'middle\.input0_q' .* for each image in axis 1, .* 'time:4'"):
+        Simulate().run(graph, ctx)

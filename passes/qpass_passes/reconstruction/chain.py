@@ -23,7 +23,7 @@ FORWARD = 32  # rows in each batch that is only computed, not learned from
 class Shape:
     """What one row of a tensor takes, and where the rows stand; None where there are none, and the value is kept.
 
-    `like` has the rows in its first axis, as `by_row` puts them.
+    `like` is one of them, as `by_row` puts it, or the value.
     """
 
     like: Tensor
@@ -141,13 +141,13 @@ def _differing(cut: Sequence[Block], apart: Sequence[Node]) -> frozenset[Node]:
 
 def _shapes(graph: GraphModule, cut: Sequence[Block], samples: Samples, device: torch.device) -> dict[Node, Shape]:
     given = graph.graph.find_nodes(op="placeholder")
-    nodes = dict.fromkeys([*given, *(node for block in cut for node in (*block.inputs, *block.outputs))])
-    return {node: _shape(*seen) for node, seen in look(graph, list(nodes), samples, device).items()}
+    nodes = [*given, *(node for block in cut for node in (*block.inputs, *block.outputs))]
+    return {node: _shape(value, places) for node, value, places in look(graph, nodes, samples, device)}
 
 
 def _shape(value: Tensor, places: Places | None) -> Shape:
     return Shape(
-        like=(value if places is None else places.by_row(value)).cpu(),
+        like=(value if places is None else places.by_row(value)[:1].clone()).cpu(),
         places=places,
         largest=float(value.abs().max()) if value.is_floating_point() and value.numel() else 0.0,
     )
