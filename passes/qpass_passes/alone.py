@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
-from qpass.activations import Samples
+from qpass.activations import Samples, rows_within, widest_row
 from qpass.graph.blocks import block_of
 from qpass.graph.nodes import compute_nodes
 from qpass.manager import PassContext
@@ -20,7 +20,7 @@ from qpass_passes.fitting import fit_inputs, fit_weights
 from qpass_passes.reconstruction.rows import runs
 from qpass_passes.reconstruction.soft import SoftBlock, SoftInput, SoftLayer
 
-BATCH = 32  # rows that the model is called with at once
+BATCH = 32  # rows that the model is called with at once, where the memory budget has room for them
 
 
 @torch.no_grad()
@@ -46,7 +46,8 @@ def errors_alone(
     for one in quantizers.values():
         one.active = False
     errors, silence = dict.fromkeys(quantizers, 0.0), 0.0
-    parts = list(runs(len(samples), BATCH))
+    batch = rows_within(ctx.memory_budget // 4, widest_row(graph, samples, ctx.device), BATCH)
+    parts = list(runs(len(samples), batch))
     with ctx.progress.task("each quantizer alone", len(quantizers) * len(parts)) as task:
         for index in parts:
             part = samples.take(index)

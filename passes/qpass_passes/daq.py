@@ -99,11 +99,12 @@ class Daq(Pass):
 
     @torch.no_grad()
     def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
-        """Layer after layer; where any group takes powers, all its levels are written down."""
+        """Layer after layer; where any group takes powers, all its levels are written down, else scales."""
         calibration = ctx.get(ctx.calibration, graph)
         samples = choose_rows(calibration, self.rows, ctx.seed)
         found = [slot for slot in slots(graph) if _wanted(slot)]
         refuse_fitted(graph, self.name, found)
+        refuse_several(graph, found, calibration, ctx.device)
         verdicts: dict[str, dict[str, object]] = {}
         gains: dict[str, dict[float, float]] = {}
         ratios: dict[str, dict[float, float]] = {}
@@ -115,7 +116,9 @@ class Daq(Pass):
                 taken = [choice.logarithmic(self.criterion) for choice in choices]
                 if any(taken):
                     _write(graph, slot, choices, taken, edges, ctx.device)
-                    changed = True
+                else:
+                    _write_even(graph, slot, choices, edges, ctx.device)
+                changed = True
                 name, times = str(slot.node.meta["origin"]), first_times(calibration.t, edges)
                 gains[name] = {t: float(f"{choices[g].gain:.3g}") for g, t in times.items()}
                 ratios[name] = {t: float(f"{choices[g].verdict.normalised:.3g}") for g, t in times.items()}
@@ -154,8 +157,6 @@ class Daq(Pass):
                 mine = torch.arange(len(samples))
             rows = choose_rows(samples.take(mine), most, ctx.seed)
             p, val = _seen(graph, (slot.source, value), rows, min(BATCH, most), ctx.device)
-            if edges is not None:
-                refuse_several(slot, len(p), len(rows))
             choices.append(self._choice(slot, p, val))
         return choices
 
@@ -243,6 +244,18 @@ def _write(
     if edges is not None:
         tensors["edges"] = edges.to(device)
     write_params(graph, attrs.evolve(slot, spec=spec), QParams(kind="codebook", tensors=tensors))
+
+
+def _write_even(
+    graph: GraphModule, slot: Slot, choices: list[Choice], edges: Tensor | None, device: torch.device
+) -> None:
+    """The chosen scales, at the slot as it is: nobody fits others."""
+    tensors = {
+        part: torch.cat([one.uniform.tensors[part] for one in choices]).to(device) for part in ("scale", "zero")
+    }
+    if edges is not None:
+        tensors["edges"] = edges.to(device)
+    write_params(graph, slot, QParams(kind="affine", tensors=tensors))
 
 
 def levels(params: QParams, spec: QuantSpec, size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import attrs
@@ -19,6 +19,10 @@ from qpass.quantizer import Batches, QParams, Quantizer
 from qpass.slots import Slot, read_params, slots, weight_of, write_params
 from qpass.timegroups import edges_for
 from qpass_passes.quantizers.mse import Mse
+from qpass_passes.row_places import Places, look
+
+HELP_ROWS = "calibration rows the inputs are fitted on; more where there are many time groups: 8 for each"
+PER_GROUP = 8  # calibration rows that the scale of a time group is fitted on, at least, where there are as many
 
 
 @attrs.frozen(kw_only=True, slots=False)  # two bases with slots cannot be joined
@@ -31,9 +35,7 @@ class FittingOptions:
     input: Quantizer = attrs.field(
         factory=Mse, metadata={"help": "how scales of inputs are fitted where nothing has fitted them"}
     )
-    fit_rows: int = attrs.field(
-        default=256, validator=v.ge(1), metadata={"help": "calibration rows the inputs are fitted on"}
-    )
+    fit_rows: int = attrs.field(default=256, validator=v.ge(1), metadata={"help": HELP_ROWS})
 
     def fit_missing(self, graph: GraphModule, ctx: PassContext, name: str, *, inputs: bool) -> None:
         """Fit weights, and inputs where they are rounded; a `PreconditionError` of that pass where nothing is."""
@@ -54,13 +56,31 @@ def refuse_fitted(graph: GraphModule, who: str, about: Iterable[Slot]) -> None:
             )
 
 
-def refuse_several(slot: Slot, places: int, rows: int) -> None:
-    """A `PreconditionError` where a slot has time groups and its tensor more places in its first axis than rows."""
-    if places > rows:
-        raise PreconditionError(
-            f"{slot.home!r} reads a tensor with {places // rows} places for each image in its first axis, and time "
-            f"groups count images; give it a spec without 'time:{slot.spec.time_groups}'"
-        )
+def refuse_several(graph: GraphModule, about: Iterable[Slot], samples: Samples, device: torch.device) -> None:
+    """A `PreconditionError` where a slot has time groups and the first axis of its tensor does not count rows."""
+    for slot, places in _places(graph, [slot for slot in about if slot.spec.time_groups > 1], samples, device):
+        if places is not None and not places.first:
+            per = places.outer * places.inner
+            where = "its first axis" if places.axis == 0 else f"axis {places.axis}"
+            raise PreconditionError(
+                f"{slot.home!r} reads a tensor with {per} place{'s' * (per > 1)} for each image in {where}, and time "
+                f"groups count images along the first; give it a spec without 'time:{slot.spec.time_groups}'"
+            )
+
+
+def several(graph: GraphModule, about: Iterable[Slot], samples: Samples, device: torch.device) -> set[str]:
+    """The homes of the slots that cannot have time groups: the first axis of their tensor does not count rows."""
+    found = _places(graph, list(about), samples, device)
+    return {slot.home for slot, places in found if places is not None and not places.first}
+
+
+def _places(
+    graph: GraphModule, about: Sequence[Slot], samples: Samples, device: torch.device
+) -> list[tuple[Slot, Places | None]]:
+    if not about:
+        return []
+    seen = {node: places for node, _, places in look(graph, (slot.source for slot in about), samples, device)}
+    return [(slot, seen[slot.source]) for slot in about]
 
 
 def fit_weights(graph: GraphModule, quantizer: Quantizer, ctx: PassContext) -> int:
@@ -77,14 +97,18 @@ def fit_weights(graph: GraphModule, quantizer: Quantizer, ctx: PassContext) -> i
 
 
 def fit_inputs(graph: GraphModule, quantizer: Quantizer, rows: int, ctx: PassContext) -> int:
-    """Fit every static input that has no parameters yet, on that many calibration rows; returns how many."""
+    """Fit every static input that has no parameters yet, on that many calibration rows, spread over the timesteps.
+
+    There are more rows where there are many time groups: see `spread_rows`. Returns how many inputs were fitted.
+    """
     missing = [s for s in slots(graph) if s.index >= 0 and not s.spec.dynamic and read_params(graph, s) is None]
     if not missing:
         return 0
     calibration = ctx.get(ctx.calibration, graph)
     # on every timestep that was seen, not only those among the chosen rows; and asked before anything is recorded
     edges_of = {slot.spec: edges_for(slot.spec, calibration.t) for slot in missing}
-    samples = choose_rows(calibration, rows, ctx.seed)
+    refuse_several(graph, missing, calibration, ctx.device)
+    samples = spread_rows(calibration, rows, ctx.seed, edges_of.values())
     # equal specs on one tensor are fitted once: q, k and v share their input
     same: dict[tuple[Node, str, str], list[Slot]] = {}
     for slot in missing:
@@ -100,8 +124,6 @@ def fit_inputs(graph: GraphModule, quantizer: Quantizer, rows: int, ctx: PassCon
                     continue
                 slot = alike[0]
                 edges = edges_of[slot.spec]
-                if edges is not None:
-                    refuse_several(slot, sum(map(len, values[source])), len(samples))
                 pairs = partial(grouped, values[source], samples.t, edges, slot)
                 params = fit(quantizer, slot, pairs)
                 del pairs
@@ -119,6 +141,29 @@ def choose_rows(samples: Samples, count: int, seed: int) -> Samples:
         return samples
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
     return samples.take(order[:count].sort().values)
+
+
+def spread_rows(samples: Samples, count: int, seed: int, edges: Iterable[Tensor | None] = ()) -> Samples:
+    """That many rows in their order, spread over the timesteps: one at random from each of as many equal stretches.
+
+    Each group of timesteps between these edges has `PER_GROUP` of them, or all it has where these are fewer; there are
+    more rows than `count` where that takes more.
+    """
+    groups = [reference.time_group(samples.t, one) for one in edges if one is not None]
+    count = max([count, *(PER_GROUP * len(torch.unique(group)) for group in groups)])
+    if count >= len(samples):
+        return samples
+    draws = torch.Generator().manual_seed(seed)
+    ends = torch.arange(count + 1) * len(samples) // count
+    inside = torch.rand(count, generator=draws, dtype=torch.float64) * ends.diff()
+    taken = torch.zeros(len(samples), dtype=torch.bool)
+    taken[samples.t.argsort(stable=True)[ends[:-1] + inside.long()]] = True
+    for group in groups:
+        for one in torch.unique(group):
+            lacking = PER_GROUP - int(taken[group == one].sum())
+            free = ((group == one) & ~taken).nonzero()[:, 0]
+            taken[free[torch.randperm(len(free), generator=draws)[: max(0, lacking)]]] = True
+    return samples.take(taken.nonzero()[:, 0])
 
 
 def grouped(batches: list[Tensor], t: Tensor, edges: Tensor | None, slot: Slot) -> Iterator[tuple[Tensor, Tensor]]:

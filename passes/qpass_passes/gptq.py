@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import attrs
 import torch
 from attrs import validators as v
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
+from qpass.activations import Samples, record
 from qpass.graph import block_module
 from qpass.graph.tensors import put
 from qpass.kernels import reference
 from qpass.manager import Pass, PassContext, PassResult
-from qpass.slots import find
+from qpass.slots import find, layer
 from qpass_passes.fitting import FittingOptions, choose_rows
 from qpass_passes.peculiar import peculiar
 from qpass_passes.reconstruction.chain import chain, cut_into
@@ -22,6 +24,7 @@ from qpass_passes.reconstruction.rows import runs, scratch_pool
 from qpass_passes.reconstruction.soft import SoftBlock, SoftLayer
 from qpass_passes.reconstruction.streams import Streams
 
+CHUNK = 64 << 20  # bytes of patches, in double precision, that are multiplied at a time
 WIDTH = 128  # columns that are finished together before the rest is brought up to date
 
 
@@ -30,9 +33,11 @@ class Gptq(FittingOptions, Pass):
     """Minimise ||W X - W~ X||² layer by layer with the inverse of H = 2 X X^T (Frantar et al., 2210.17323).
 
     X (inputs x rows) are the layer's inputs as the layers before it, already rounded, give them; of a convolution,
-    its patches. Damping is a share of H's mean diagonal, 0.01 in the paper. Columns are taken by falling diagonal
-    (the authors' `act-order`) or as they stand. Convolutions in one or three dimensions, grouped ones, and codebooks
-    are left to rounding to nearest; the notes name them.
+    its patches. A layer that is called again later is rounded once, for the inputs of all its calls: those of the
+    later ones are full precision's, as what comes between is not rounded yet. Damping is a share of H's
+    mean diagonal, 0.01 in the paper. Columns are taken by falling diagonal (the authors' `act-order`) or as they
+    stand. Convolutions in one or three dimensions, grouped ones, and codebooks are left to rounding to nearest; the
+    notes name them.
     """
 
     name: ClassVar[str] = "gptq"
@@ -61,6 +66,7 @@ class Gptq(FittingOptions, Pass):
         samples = choose_rows(ctx.get(ctx.calibration, graph), self.rows, ctx.seed)
         odd = peculiar(graph, samples, ctx.device)
         cut = chain(graph, cut_into(graph, "layer"), samples, ctx.device, budget=ctx.memory_budget)
+        later = called_again(graph, samples, ctx)
         moved: dict[str, float] = {}
         left: list[str] = []
         with scratch_pool(ctx) as pool, ctx.progress.task("gptq", len(cut.blocks)) as task:
@@ -71,7 +77,8 @@ class Gptq(FittingOptions, Pass):
                 streams.advance_full(block, block_module(graph, block))
                 for one in soft.layers.values():
                     if one.learns and _product(one.inner):
-                        codes = self._rounded(one, hessian(soft, one, streams))
+                        h = hessian(soft, one, streams)
+                        codes = self._rounded(one, h + later.pop(one.slot.home, 0))
                         moved[one.slot.home] = float((codes != one.codes).float().mean())
                         one.give_back(codes)
                         put(graph, f"{one.slot.home}.codes", codes)
@@ -113,28 +120,76 @@ def _product(layer: nn.Module) -> bool:
 
 def hessian(soft: SoftBlock, one: SoftLayer, streams: Streams) -> Tensor:
     """2 X X^T of the layer's inputs over all rows, in double precision."""
-    total: list[Tensor] = []
+    total = _empty(one.inner)
 
     def add(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        x = patches(one.inner, given[0]).double()
-        total[:] = [2 * x.T @ x + (total[0] if total else 0)]
+        _add(total, one.inner, given[0])
 
     handle = one.register_forward_pre_hook(add)
     for index in runs(len(streams.samples), streams.cut.forward):
         inputs = [streams.read_rounded(node, index) for node in soft.block.inputs]
         soft(streams.samples.t[index].to(streams.device), *inputs)
     handle.remove()
-    return total[0]
+    return total
 
 
-def patches(layer: nn.Module, x: Tensor) -> Tensor:
-    """What each output of a layer is a product of, rows x inputs, in the order of the flattened weight."""
+def called_again(graph: GraphModule, samples: Samples, ctx: PassContext) -> dict[str, Tensor]:
+    """2 X X^T of what layers are given at their calls after the first, in full precision, by the weights' homes."""
+    first: set[str] = set()
+    again: list[Node] = []
+    for node in graph.graph.nodes:
+        module = layer(graph, node)
+        if module is not None and _product(module):
+            if str(node.target) in first:
+                again.append(node)
+            first.add(str(node.target))
+    found: dict[str, Tensor] = {}
+    sources = list(dict.fromkeys(node.all_input_nodes[0] for node in again))
+    for values in record(graph, sources, samples, device=ctx.device, budget=ctx.memory_budget // 4):
+        for node in again:
+            module = graph.get_submodule(str(node.target))
+            for x in values.get(node.all_input_nodes[0], []):
+                total = found.setdefault(f"{node.target}.weight_q", _empty(module))
+                _add(total, module, x.to(total.device))
+    return found
+
+
+def _empty(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    width = weight[0].numel()
+    return torch.zeros(width, width, dtype=torch.float64, device=weight.device)
+
+
+def _add(total: Tensor, layer: nn.Module, x: Tensor) -> None:
+    for some in patches(layer, x):
+        wide = some.double()
+        total.addmm_(wide.T, wide, alpha=2)
+
+
+def patches(layer: nn.Module, x: Tensor) -> Iterator[Tensor]:
+    """What each output of a layer is a product of, rows x inputs, in the order of the flattened weight.
+
+    A few rows at a time, as those of a convolution are many times its input.
+    """
+    width = layer.weight[0].numel()  # type: ignore[index]
+    most = max(1, CHUNK // (8 * width))
     if isinstance(layer, nn.Linear):
-        return x.reshape(-1, x.shape[-1])
+        yield from torch.split(x.reshape(-1, width), most)
+        return
     assert isinstance(layer, nn.Conv2d)
     x = nn.functional.pad(x, around(layer), "constant" if layer.padding_mode == "zeros" else layer.padding_mode)
-    columns = nn.functional.unfold(x, layer.kernel_size, layer.dilation, 0, layer.stride)
-    return columns.transpose(1, 2).reshape(-1, columns.shape[1])
+    (tall, wide), (down, along) = (
+        [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)], layer.stride,
+    )  # fmt: skip
+    height, length = (x.shape[2] - tall) // down + 1, (x.shape[3] - wide) // along + 1
+    lines = min(height, max(1, most // length))  # of the output
+    for images in torch.split(x, max(1, most // (height * length))):
+        for line in range(0, height, lines):
+            last = min(line + lines, height) - 1
+            strip = images[:, :, line * down : last * down + tall]
+            columns = nn.functional.unfold(strip, layer.kernel_size, layer.dilation, 0, layer.stride)
+            yield columns.transpose(1, 2).reshape(-1, width)
 
 
 def around(layer: nn.Conv2d) -> tuple[int, ...]:

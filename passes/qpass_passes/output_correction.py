@@ -10,6 +10,7 @@ from attrs import validators as v
 from torch import Tensor
 from torch.fx import GraphModule
 
+from qpass.activations import rows_within, widest_row
 from qpass.errors import PreconditionError
 from qpass.figure import curves
 from qpass.graph.ops import affine_by_group
@@ -20,7 +21,7 @@ from qpass.spec import QuantSpec
 from qpass.timegroups import edges_for
 from qpass_passes.fitting import choose_rows
 
-BATCH = 32  # rows that both models are called with at once
+BATCH = 32  # rows that both models are called with at once, where the memory budget has room for them
 
 
 @attrs.frozen(kw_only=True)
@@ -75,8 +76,9 @@ class OutputCorrection(Pass):
             edges = torch.empty(0)
         shape = () if ctx.model.cannot_sample() else ctx.model.sampler().shape
         sums = Moments(len(edges) + 1, shape[0] if len(shape) > 2 else None)
+        batch = rows_within(ctx.memory_budget // 4, widest_row(graph, samples, ctx.device), BATCH)
         with ctx.progress.task("compare outputs", len(samples)) as task:
-            for inputs in samples.batches(BATCH, ctx.device):
+            for inputs in samples.batches(batch, ctx.device):
                 group = reference.time_group(inputs[1], edges.to(ctx.device)).cpu()
                 sums.add(ctx.reference(*inputs), graph(*inputs), group)
                 task.advance(len(group))

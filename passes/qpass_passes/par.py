@@ -17,7 +17,7 @@ from qpass.figure import curves
 from qpass.manager import PassContext, PassResult
 from qpass.sampling import generator
 from qpass.slots import slots
-from qpass_passes.calibration.from_sampling import FromSampling, rows
+from qpass_passes.calibration.from_sampling import FromSampling, part_of, rows
 from qpass_passes.fitting import choose_rows
 from qpass_passes.peculiar import peculiar
 from qpass_passes.reconstruction.engine import Reconstruction
@@ -108,10 +108,12 @@ class Par(JointOptions, LearningPass):
         model = realised(graph)
         ours = rows(chosen & anew, model, ctx, "sample anew")
         del model
-        theirs = rows(chosen & anew, ctx.reference, ctx, "sample in full precision")
+        # full precision has sampled all these images before: its rows are the calibration set's
+        whole, batch = ctx.get(ctx.calibration, graph), ctx.sampling.batch
+        theirs = part_of(whole, chosen, chosen & anew, batch)
         apart = distances(ours, theirs)
         if not anew.all():
-            both = rows(chosen & ~anew, ctx.reference, ctx, "sample in full precision")
+            both = part_of(whole, chosen, chosen & ~anew, batch)
             ours, theirs = joined(ours, both), joined(theirs, both)
         seed = ctx.seed
         samples = choose_rows(ours, self.rows, seed)

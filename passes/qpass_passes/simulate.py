@@ -17,7 +17,7 @@ from qpass.manager import Pass, PassContext, PassResult
 from qpass.quantizer import QParams, Quantizer, dequantize, quantize
 from qpass.slots import Slot, find, layer, read_params, slots, spec_of, weight_of
 from qpass.timegroups import finest, mapping
-from qpass_passes.fitting import fit_inputs, fit_weights
+from qpass_passes.fitting import HELP_ROWS, fit_inputs, fit_weights
 from qpass_passes.quantizers.mse import Mse
 
 
@@ -31,7 +31,7 @@ class Simulate(Pass):
     """Round every weight to its codes and put a fake-quantizer before every quantized input.
 
     Parameters already fitted by earlier passes are used as they are; the rest are fitted here: weights on
-    themselves, inputs on `rows` rows of the calibration set, drawn at random with the run's seed. The codes are
+    themselves, inputs on `rows` rows of the calibration set, spread over its timesteps. The codes are
     what the artifact stores; arithmetic stays in floating point, and the report says "simulated".
     """
 
@@ -48,9 +48,7 @@ class Simulate(Pass):
         validator=_quantizer,
         metadata={"help": 'how scales of inputs are fitted, like "percentile"'},
     )
-    rows: int = attrs.field(
-        default=256, validator=v.ge(1), metadata={"help": "calibration rows the inputs are fitted on"}
-    )
+    rows: int = attrs.field(default=256, validator=v.ge(1), metadata={"help": HELP_ROWS})
 
     @torch.no_grad()
     def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import combinations
 from typing import Any, ClassVar
 
 import attrs
@@ -26,26 +27,38 @@ class SplitShortcut(Pass):
 
     W [x1, x2] = W1 x1 + W2 x2, where W1 and W2 are W's columns: equal in full precision, and both weights and inputs
     get scales of their own. Such layers are found by their `cat` node: in diffusers' UNets the shortcuts of up
-    blocks, where deep features meet those of a skip connection, of a very different range.
+    blocks, where deep features meet those of a skip connection, of a very different range. A layer that is called for
+    concatenations of unlike widths is left alone.
     """
 
     name: ClassVar[str] = "split-shortcut"
     needs: ClassVar[frozenset[str]] = frozenset({"specs"})
+    conflicts: ClassVar[frozenset[str]] = frozenset({"realised"})
 
     def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
         """Rewrite every such layer that is quantized."""
-        found = [node for node in graph.graph.nodes if spec_of(node) is not None and _parts(graph, node)]
-        refuse_fitted(graph, self.name, (slot for slot in slots(graph) if slot.node in found))
-        parts = {part for node in found for part in _parts(graph, node)}
-        seen = run_recording(graph, list(parts), _example(ctx)) if parts else {}
-        for node in found:
-            _split(graph, node, [_width(graph, node, seen[part]) for part in _parts(graph, node)])
+        found = {node: _parts(graph, node) for node in graph.graph.nodes if spec_of(node) is not None}
+        wanted = list(dict.fromkeys(part for parts in found.values() for part in parts))
+        seen = run_recording(graph, wanted, _example(ctx)) if wanted else {}
+        widths = {
+            node: [_width(graph, node, seen[part]) for part in parts]
+            for node, parts in found.items()
+            if parts and _along_channels(graph, node, seen[parts[0]].dim())
+        }
+        # a layer whose calls read unlike concatenations would need other columns at each
+        unlike = {
+            str(a.target) for a, b in combinations(widths, 2) if a.target == b.target and widths[a] != widths[b]
+        }
+        widths = {node: each for node, each in widths.items() if str(node.target) not in unlike}
+        refuse_fitted(graph, self.name, (slot for slot in slots(graph) if slot.node in widths))
+        for node, each in widths.items():
+            _split(graph, node, each)
         graph.graph.eliminate_dead_code()
-        for name in {str(node.target) for node in found} - {str(node.target) for node in graph.graph.nodes}:
+        for name in {str(node.target) for node in widths} - {str(node.target) for node in graph.graph.nodes}:
             graph.delete_submodule(name)
         graph.recompile()
         return PassResult(
-            graph=graph, changed=bool(found), notes={"split": [str(node.meta["origin"]) for node in found]}
+            graph=graph, changed=bool(widths), notes={"split": [str(node.meta["origin"]) for node in widths]}
         )
 
 
@@ -54,7 +67,7 @@ def _example(ctx: PassContext) -> tuple[torch.Tensor, ...]:
 
 
 def _parts(graph: GraphModule, node: Node) -> list[Node]:
-    """The tensors whose concatenation along channels the node, a layer, reads; none where it reads no such."""
+    """The tensors whose concatenation the node, a layer, reads; none where it reads no such."""
     module = layer(graph, node)
     source = node.args[0] if module is not None else None
     if isinstance(source, Node) and source.target is reference.rescale:
@@ -66,10 +79,15 @@ def _parts(graph: GraphModule, node: Node) -> list[Node]:
             )
     if not isinstance(source, Node) or source.target is not CAT or getattr(module, "groups", 1) != 1:
         return []
-    along = source.args[1] if len(source.args) > 1 else 0
-    channels = (1, -3) if not isinstance(module, nn.Linear) else (-1, 2)
     inside: Any = source.args[0]
-    return list(inside) if along in channels and len(inside) > 1 else []
+    return list(inside) if len(inside) > 1 else []
+
+
+def _along_channels(graph: GraphModule, node: Node, rank: int) -> bool:
+    """Whether the concatenation that a layer reads, of so many axes, is one of its channels."""
+    source: Any = node.args[0]
+    along = source.args[1] if len(source.args) > 1 else source.kwargs.get("dim", 0)
+    return bool(along % rank == (rank - 1 if isinstance(layer(graph, node), nn.Linear) else 1))
 
 
 def _width(graph: GraphModule, node: Node, value: torch.Tensor) -> int:

@@ -13,7 +13,7 @@ from qpass.graph import block_of, depends_on
 from qpass.graph.nodes import compute_nodes
 from qpass.manager import PassContext, PassResult
 from qpass.slots import Slot, read_params, slots, spec_of
-from qpass_passes.fitting import choose_rows
+from qpass_passes.fitting import choose_rows, several
 from qpass_passes.reconstruction.engine import Reconstruction
 from qpass_passes.reconstruction.learning import LearningPass, RoundingOptions, told
 from qpass_passes.reconstruction.objective import Objective
@@ -30,7 +30,7 @@ class Tfmq(RoundingOptions, LearningPass):
     equation 8 (TIAR), none of them held out; its input quantizers hold one scale for each (FSC), but for those that a
     pass before this one has fitted. What comes after, such as `brecq`, leaves its weights alone, as the paper asks;
     `par` alone, which learns all anew, does not. With `every_input` all other inputs get a scale per timestep too, as
-    in the released code.
+    in the released code, but for tensors whose first axis does not count images, such as windows; the notes name these.
     """
 
     name: ClassVar[str] = "tfmq"
@@ -52,10 +52,14 @@ class Tfmq(RoundingOptions, LearningPass):
             if slot.index >= 0 and not slot.spec.dynamic and read_params(graph, slot) is None
             if slot.node in nodes or self.every_input
         ]
+        left = several(graph, refined, calibration, ctx.device)  # before a spec is written: slots hold their own
+        refined = [slot for slot in refined if slot.home not in left]
         for slot in refined:
             _per_step(slot, steps)
         self.fit_missing(graph, ctx, self.name, inputs=True)
         notes = {"timesteps": steps, "inputs with a scale per timestep": len(refined), "blocks": {}}
+        if left:
+            notes["one scale, as a row of theirs is no image"] = sorted(left)
         if any(spec_of(node) for node in nodes):
             block = block_of(graph, nodes, NAME)
             rows = choose_rows(distinct(calibration, _places(graph, block.inputs)), self.rows, ctx.seed)

@@ -109,6 +109,50 @@ def test_any_factor_leaves_the_model_as_it_was(block, layers, where, offset):
     assert torch.equal(after, before * factor)
 
 
+class Moved(nn.Module):
+    """A norm over channels whose output reaches a linear layer with its axes in another order."""
+
+    def __init__(self, *order: int, shape: tuple[int, ...] = (), plain: bool = False) -> None:
+        super().__init__()
+        self.order, self.shape, self.plain = order, shape, plain
+        self.norm = nn.LayerNorm(8) if plain else nn.GroupNorm(2, 8)
+        self.read = nn.Conv2d(8, 8, 1) if plain else nn.Linear(8, 8)
+        nn.init.normal_(self.norm.weight)
+        nn.init.normal_(self.norm.bias)
+
+    def forward(self, x, t):
+        h = self.norm(x.reshape(x.shape[0], *self.shape) + t.reshape(t.shape[0], *[1] * len(self.shape)))
+        return self.read(h.transpose(*self.order) if len(self.order) == 2 else h.permute(*self.order))
+
+
+@pytest.mark.parametrize(
+    ("model", "where"),
+    [
+        (Moved(1, 2, shape=(8, 64)), "norm"),
+        (Moved(-1, 1, shape=(8, 64)), "norm"),
+        (Moved(1, 2, shape=(8, 8, 8)), "quantizer"),
+        (Moved(-1, -2, shape=(8, 8, 8)), "quantizer"),
+        (Moved(1, 3, shape=(8, 8, 8)), "norm"),
+        (Moved(0, 2, 3, 1, shape=(8, 8, 8)), "norm"),
+        (Moved(0, 3, 2, 1, shape=(8, 8, 8)), "norm"),
+        (Moved(0, 2, 1, 3, shape=(8, 8, 8)), "quantizer"),
+        (Moved(1, 2, shape=(8, 8, 8), plain=True), "quantizer"),
+        (Moved(0, 3, 1, 2, shape=(8, 8, 8), plain=True), "norm"),
+    ],
+    ids=lambda given: str(getattr(given, "order", given)),
+)
+def test_a_norm_takes_the_factor_where_its_channels_are_the_layers(model, where):
+    """However many axes there are and wherever they go; where another axis becomes the channels it does not, and
+    either way the model is what it was."""
+    torch.manual_seed(0)
+    inputs = (torch.randn(5, 512), torch.rand(5))
+    graph = trace(model.eval(), inputs)
+    done = assigned(graph, edge_weight="int4 channel")
+    (tie,) = ties(done)
+    assert rescale(done, tie, torch.logspace(-1, 1, 8), None) == where
+    assert distance(graph, done, inputs) < 2e-5
+
+
 def test_powers_of_two_in_the_quantizer_change_no_bit(block):
     """Multiplying by them is exact, twice as well: two factors in a row are one node."""
     graph = assigned(block[0])

@@ -14,6 +14,7 @@ from qpass_passes.quantizers.mse import Mse
 from qpass_passes.reconstruction import Reconstruction
 from qpass_passes.reconstruction.fisher import fisher
 from qpass_passes.reconstruction.objective import distance
+from qpass_passes.row_places import Places
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
@@ -54,7 +55,9 @@ def test_they_are_the_diagonal(width, tolerance):
     x, t = torch.randn(2000, 4), torch.rand(2000)
     graph = trace(net, (x[:2], t[:2]))
     node = next(node for node in graph.graph.nodes if node.target == "a")
-    found = fisher(graph, [node], Samples(inputs=(x, t)), rows=2000, seed=0, device=CPU)[node]
+    found = fisher(graph, [node], Samples(inputs=(x, t)), rows=2000, seed=0, device=CPU, places={node: Places()})[
+        node
+    ]
     assert found.shape == (1, 6)
     assert found.mean() == pytest.approx(1)
     expected = by_jacobian(net, x, t).detach()
@@ -68,8 +71,10 @@ def test_equal_seeds_equal_weights():
     x, t = torch.randn(10, 4), torch.rand(10)
     graph = trace(Net(3), (x[:2], t[:2]))
     node = next(node for node in graph.graph.nodes if node.target == "a")
+    places = {node: Places()}
     made = [
-        fisher(graph, [node], Samples(inputs=(x, t)), rows=6, seed=seed, device=CPU)[node] for seed in (0, 0, 1)
+        fisher(graph, [node], Samples(inputs=(x, t)), rows=6, seed=seed, device=CPU, places=places)[node]
+        for seed in (0, 0, 1)
     ]
     assert torch.equal(made[0], made[1])
     assert not torch.equal(made[0], made[2])
@@ -80,6 +85,14 @@ def test_the_loss_is_weighted():
     ours, theirs = torch.tensor([[1.0, 2.0], [3.0, 5.0]]), torch.zeros(2, 2)
     assert distance(ours, theirs, 2.0, torch.tensor([[1.0, 0.5]])) == (1 + 2 + 9 + 12.5) / 2
     assert distance(ours, theirs, 2.0, torch.ones(1, 2)) == distance(ours, theirs, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels"), [((2, 3), 3), ((2, 7, 3), 3), ((2, 3, 4, 5), 3), ((2, 3, 4, 5, 6), 3)], ids=str
+)
+def test_the_loss_sums_over_channels(shape, channels):
+    """Wherever they are: an error of 1 everywhere counts once for each, in tokens, images and videos."""
+    assert distance(torch.ones(shape), torch.zeros(shape), 2.0) == channels
 
 
 def test_brecq_learns_by_them(context):

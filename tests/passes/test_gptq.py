@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import copy
 
+import attrs
 import pytest
 import torch
+from learned import prepared
 from qpass_passes import gptq
 from qpass_passes.assign import Assign
+from qpass_passes.calibration.uniform_steps import UniformSteps
 from qpass_passes.gptq import Gptq, patches, round_columns
+from qpass_passes.reconstruction.soft import SoftLayer
 from qpass_passes.simulate import Simulate
 from torch import nn
 
+from qpass.activations import Samples
 from qpass.graph import trace
 from qpass.manager import PassManager
-from qpass.slots import find
+from qpass.slots import find, read_params, slots, weight_of
 
 
 def by_definition(weight, scale, low, high, h):
@@ -28,6 +33,24 @@ def by_definition(weight, scale, low, high, h):
     return codes
 
 
+def damped(*inputs):
+    """2 X X^T with the paper's damping."""
+    h = sum(2 * x.T.double() @ x.double() for x in inputs)
+    h.diagonal().add_(0.01 * h.diagonal().mean())
+    return h
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Rows(UniformSteps):
+    """These rows, all of one timestep."""
+
+    name = "rows"
+    x: torch.Tensor
+
+    def compute(self, graph, ctx):
+        return Samples(inputs=(self.x, torch.zeros(len(self.x))))
+
+
 @pytest.mark.parametrize("width", [1, 7, 128])
 def test_columns(width, monkeypatch):
     """However many columns are finished together, the codes are the definition's, and better than the nearest."""
@@ -37,8 +60,7 @@ def test_columns(width, monkeypatch):
     x += 0.1 * torch.randn(500, 24, generator=source)
     weight = torch.randn(5, 24, generator=source)
     scale = (weight.abs().amax(1, keepdim=True) / 3).expand(5, 24)
-    h = 2 * x.T.double() @ x.double()
-    h.diagonal().add_(0.01 * h.diagonal().mean())
+    h = damped(x)
     full = torch.full((5, 24), 1.0)
     found = round_columns(weight, scale, 0 * full, -4 * full, 3 * full, h)
     assert torch.equal(found.float(), by_definition(weight, scale, -4, 3, h))
@@ -60,14 +82,19 @@ def test_columns(width, monkeypatch):
     ],
     ids=str,
 )
-def test_patches(layer):
-    """A layer is the product of its patches and its flattened weight."""
+@pytest.mark.parametrize("chunk", [1 << 20, 8 * 54 * 9, 1])
+def test_patches(layer, chunk, monkeypatch):
+    """A layer is the product of its patches and its flattened weight, in however small pieces these come."""
+    monkeypatch.setattr(gptq, "CHUNK", chunk)
     torch.manual_seed(0)
     x = torch.randn(2, 3, 7, 7) if layer.weight.shape[1] == 3 else torch.randn(2, 4, 5, 5)
     if isinstance(layer, nn.Linear):
         x = torch.randn(2, 9, 6)
     with torch.no_grad():
-        expected, found = layer(x), patches(layer, x) @ layer.weight.flatten(1).T + layer.bias
+        pieces = list(patches(layer, x))
+        expected, found = layer(x), torch.cat(pieces) @ layer.weight.flatten(1).T + layer.bias
+    line = 1 if isinstance(layer, nn.Linear) else expected.shape[-1]  # the least that is taken at a time
+    assert max(map(len, pieces)) <= max(line, chunk // (8 * pieces[0].shape[1]))
     rows = (
         expected.reshape(-1, 3)
         if isinstance(layer, nn.Linear)
@@ -91,6 +118,31 @@ def test_it_helps(context, weight, order):
     assert errors[1] < 0.8 * errors[0]
 
 
+def test_a_layer_that_is_called_twice_is_rounded_for_both_inputs(context):
+    """Its codes are the definition's, with H summed over both calls; either call's alone gives others."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shared = nn.Linear(12, 5)
+
+        def forward(self, x, t):
+            return self.shared(x) + self.shared(x.flip(-1).square())
+
+    torch.manual_seed(0)
+    x = torch.randn(64, 4) @ torch.randn(4, 12) + 0.1 * torch.randn(64, 12)
+    graph = trace(Twice(), (x[:2], torch.zeros(2)))
+    ctx = attrs.evolve(context, reference=graph, calibration=Rows(x=x))
+    graph = Assign(edge_weight="int3 channel").run(copy.deepcopy(graph), ctx).graph
+    graph = Gptq(order="as-is", activations=False).run(graph, ctx).graph
+    codes = find(graph, "shared.weight_q.codes").float()
+    scale = find(graph, "shared.weight_q.scale").reshape(5, 1).expand(5, 12)
+    weight, both = graph.get_submodule("shared").weight.detach(), (x, x.flip(-1).square())
+    wanted = [by_definition(weight, scale, -4, 3, damped(*inputs)) for inputs in (both, both[:1], both[1:])]
+    assert torch.equal(codes, wanted[0].float())
+    assert not any(torch.equal(codes, other.float()) for other in wanted[1:])
+
+
 def test_layers_of_another_kind_are_left_to_rounding_to_nearest(context):
     """A convolution in one dimension and a grouped one are named in the notes, and have no codes of their own."""
 
@@ -110,3 +162,16 @@ def test_layers_of_another_kind_are_left_to_rounding_to_nearest(context):
     assert result.notes["left to rounding to nearest"] == ["grouped", "line"]
     assert find(graph, "plain.weight_q.codes") is not None
     assert find(graph, "line.weight_q.codes") is None
+
+
+def test_its_codes_are_where_rounding_learns_again(context):
+    """Codes that are neither the floor nor the ceiling of the weight, as some of GPTQ's are, are not thrown away."""
+    graph = PassManager([Gptq(activations=False)]).run(prepared(context, weight="int3 channel"), context).graph
+    far = 0.0
+    for slot in [slot for slot in slots(graph) if slot.index < 0]:
+        codes, params = find(graph, f"{slot.home}.codes"), read_params(graph, slot)
+        soft = SoftLayer(slot, graph.get_submodule(str(slot.node.target)), params, codes, True, 0.15)
+        far = max(far, float((codes - weight_of(graph, slot) / soft.scale).abs().max()))
+        soft.settle()
+        assert torch.equal(soft.codes, codes)
+    assert far > 1

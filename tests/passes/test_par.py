@@ -9,6 +9,7 @@ import attrs
 import pytest
 import torch
 from qpass_passes.assign import Assign
+from qpass_passes.calibration import from_sampling
 from qpass_passes.calibration.from_sampling import FromSampling
 from qpass_passes.par import Par, distances, joined, realised
 from qpass_passes.qdrop import QDrop
@@ -79,6 +80,40 @@ def test_a_share_of_the_images_stays_with_full_precision(context):
     last = (samples.t == samples.t.min()) & ~same
     expected = (samples.inputs[0] - aims.inputs[0])[last]
     assert others[-1] == pytest.approx(float(expected.square().mean().sqrt()), rel=1e-3)
+
+
+@pytest.mark.parametrize("part", ["all steps", "some steps"])
+def test_full_precision_has_sampled_these_rows_before(context, part):
+    """Rows of some images out of the calibration set are, one by one, what sampling these images alone gives: bit for
+    bit where as many images are sampled at a time, and to fp32's rounding where fewer are left for the last batch."""
+    source = torch.Generator().manual_seed(0)
+    chosen = torch.ones(4, 8, dtype=torch.bool)
+    if part == "some steps":
+        chosen = torch.rand(4, 8, generator=source) < 0.6
+        chosen[-1] = True  # every image is sampled to the end, so that batches are of four
+    whole = from_sampling.rows(chosen, context.reference, context, "whole")
+    for images, exact in ((torch.tensor([6, 1, 3, 4]), True), (torch.tensor([0, 2, 3, 5, 6, 7]), False)):
+        wanted = torch.zeros_like(chosen)
+        wanted[:, images] = chosen[:, images]
+        alone = from_sampling.rows(wanted, context.reference, context, "alone")
+        found = from_sampling.part_of(whole, chosen, wanted, context.sampling.batch)
+        for ours, theirs in zip(found.inputs, alone.inputs, strict=True):
+            assert torch.equal(ours, theirs) if exact else torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_full_precision_samples_once(context, monkeypatch):
+    """For the calibration set; in the rounds the quantized model alone samples."""
+    context.get(context.calibration, context.reference)
+    models, real = [], from_sampling.trajectory
+
+    def watched(model, *args, **options):
+        models.append(model)
+        return real(model, *args, **options)
+
+    monkeypatch.setattr(from_sampling, "trajectory", watched)
+    run(context, FIRST, Par(**FEW, mix=0.5, rounds=2))
+    assert len(models) == 2  # rounds, each with one batch of four images
+    assert context.reference not in models
 
 
 def test_targets(context, monkeypatch):

@@ -8,15 +8,19 @@ import attrs
 import pytest
 import torch
 from qpass_passes.assign import Assign
-from qpass_passes.fitting import choose_rows
+from qpass_passes.calibration.uniform_steps import UniformSteps
+from qpass_passes.fitting import choose_rows, fit_inputs, spread_rows
 from qpass_passes.quantizers.absmax import AbsMax
 from qpass_passes.simulate import Simulate
+from torch import nn
 
 from qpass.activations import Samples, run_recording
 from qpass.errors import PreconditionError
 from qpass.graph import check_devices, trace
 from qpass.kernels import reference
 from qpass.slots import read_params, slots, spec_of
+from qpass.spec import QuantSpec
+from qpass.timegroups import edges_for
 
 
 def simulated(context, step=None, **options):
@@ -189,6 +193,60 @@ def test_rows_are_chosen_by_seed():
     assert one.t.tolist() == sorted(set(one.t.tolist()))
     assert not torch.equal(one.t, choose_rows(samples, 20, 4).t)
     assert len(choose_rows(samples, 500, 0)) == 50
+
+
+def test_rows_to_fit_on_are_spread_over_the_timesteps():
+    """In order and without repetition, two to four from each where drawn anywhere some would have none; where the rows
+    of a timestep are a group there are eight of each, or all."""
+    t = torch.arange(100).flip(0).repeat_interleave(11)[10:]  # the first timestep has a single row
+    samples = Samples(inputs=(torch.arange(1090.0), t))
+    edges = edges_for(QuantSpec(time_groups=100), t)
+    plain, fine = spread_rows(samples, 256, 0), spread_rows(samples, 256, 0, [None, edges])
+    for found in (plain, fine):
+        assert found.inputs[0].diff().min() > 0
+        assert torch.equal(t[found.inputs[0].long()], found.t)
+    assert len(plain) == 256
+    assert set(plain.t.bincount()[:99].tolist()) <= {2, 3, 4}
+    assert fine.t.bincount()[99] == 1
+    assert fine.t.bincount()[:99].min() == 8
+    assert len(fine) < 900
+    assert not torch.equal(plain.inputs[0], spread_rows(samples, 256, 1).inputs[0])
+    assert len(spread_rows(samples, 2000, 0, [edges])) == 1090
+
+
+def test_every_timestep_has_a_scale_of_its_own(context):
+    """With fewer rows to fit on than there are groups, the scale of each group is still that of its own values."""
+    x, t = torch.ones(80, 8), torch.arange(40).repeat_interleave(2)
+    x *= (1.0 + t).reshape(-1, 1)
+    graph = trace(Only(), (x[:2], t[:2]))
+    ctx = attrs.evolve(context, reference=graph, calibration=Growing(x=x, t=t))
+    graph = Assign(edge_input="int8 tensor sym time:40", edge_weight="int8 channel").run(graph, ctx).graph
+    fit_inputs(graph, AbsMax(), 5, ctx)
+    scale = graph.get_buffer("layer.input0_q.scale").flatten()
+    assert torch.allclose(scale / scale[0], 1.0 + torch.arange(40))
+
+
+class Only(nn.Module):
+    """One layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x, t):
+        return self.layer(x)
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Growing(UniformSteps):
+    """These rows."""
+
+    name = "growing"
+    x: torch.Tensor
+    t: torch.Tensor
+
+    def compute(self, graph, ctx):
+        return Samples(inputs=(self.x, self.t))
 
 
 def test_recording_in_small_pieces_changes_nothing(context):

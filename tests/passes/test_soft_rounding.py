@@ -6,7 +6,17 @@ import math
 
 import pytest
 import torch
-from qpass_passes.soft_rounding import annealed, harden, rectified_sigmoid, regularizer, soft_quantize, start
+from qpass_passes.soft_rounding import (
+    again,
+    annealed,
+    base,
+    ends,
+    harden,
+    rectified_sigmoid,
+    regularizer,
+    soft_quantize,
+    start,
+)
 
 from qpass.kernels import reference
 from qpass.quantizer import params_from_range, quantize
@@ -153,3 +163,31 @@ def test_learning_moves_every_weight_to_a_code():
 
     nearest = quantize(w, spec, params.tensors, "weight").float()
     assert error(harden(w, v, scale, zero, -4, 3)) < 0.7 * error(nearest)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_codes_that_learn_again_are_those_that_were_there(granularity, symmetric):
+    """Whatever they are, hard rounding gives them back, and soft rounding is at most 0.15 of a level from them."""
+    w, source = weight(1), torch.Generator().manual_seed(2)
+    _, _, scale, zero, (low, high) = fitted(w, 4, symmetric, granularity)
+    codes = torch.randint(int(low), int(high) + 1, SHAPE, generator=source)
+    down = base(w, scale, zero, codes, low, high)
+    v = again(w, scale, zero, codes, 0.15, down)
+    assert torch.equal(harden(w, v, scale, zero, low, high, down), codes.float())
+    level = soft_quantize(w, v, scale, zero, low, high, down) / scale + zero
+    assert (level - codes).abs().max() < 0.15 + 1e-4
+    bottom, room = ends(w, scale, zero, low, high, down)
+    assert torch.allclose((bottom + rectified_sigmoid(v) * room) / scale + zero, level, atol=1e-4)
+
+
+def test_codes_next_to_the_weight_need_no_base():
+    """Up or down, clipped or not, they are what AdaRound's own formula has: floor(w / s) and one more."""
+    w = 2 * weight(3)  # so that some are beyond the range
+    spec, params, scale, zero, (low, high) = fitted(weight(3), 3, True, "channel")
+    nearest = quantize(w, spec, params.tensors, "weight")
+    up = torch.rand(SHAPE, generator=torch.Generator().manual_seed(4)) < 0.5
+    either = ((w / scale).floor() + up).clamp(low, high)
+    assert base(w, scale, zero, nearest, low, high) is None
+    assert base(w, scale, zero, either, low, high) is None
+    assert (either == high).any()

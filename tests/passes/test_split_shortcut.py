@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import attrs
 import pytest
 import torch
 from qpass_passes.adaround import AdaRound
@@ -12,9 +13,12 @@ from qpass_passes.daq import Daq
 from qpass_passes.simulate import Simulate
 from qpass_passes.split_shortcut import SplitShortcut
 from qpass_passes.tcr import Tcr
+from torch import nn
 
-from qpass.errors import PreconditionError
+from qpass.errors import PreconditionError, RecipeError
+from qpass.graph import trace
 from qpass.manager import PassManager
+from qpass.recipe import check_passes
 from qpass.slots import read_params, slots
 
 
@@ -70,6 +74,77 @@ def test_it_lowers_the_error_of_unlike_halves(context):
         with torch.no_grad():
             errors.append(float((graph(*inputs) - plain(*inputs)).norm()))
     assert errors[1] < 0.5 * errors[0]
+
+
+class Joined(nn.Module):
+    """Two layers' outputs, side by side along one axis, into a third."""
+
+    def __init__(self, kind, axis):
+        super().__init__()
+        made = nn.Linear if kind == "linear" else (lambda a, b: nn.Conv3d(a, b, 1))
+        self.a, self.b, self.axis = made(4, 4), made(4, 4), axis
+        channels = 4 if kind == "linear" else 1
+        self.read = made(8 if axis % 5 == channels else 4, 4)
+
+    def forward(self, x, t):
+        return self.read(torch.cat([self.a(x), self.b(x) * (1 + t.reshape(-1, 1, 1, 1, 1))], self.axis))
+
+
+@pytest.mark.parametrize(
+    ("kind", "axis", "split"),
+    [
+        ("linear", 4, ["read"]), ("linear", -1, ["read"]), ("linear", 2, []), ("linear", -2, []),
+        ("conv", 1, ["read"]), ("conv", -4, ["read"]), ("conv", -3, []), ("conv", 2, []),
+    ],
+)  # fmt: skip
+def test_only_channels_are_split(context, kind, axis, split):
+    """In tensors of five axes, those of a linear layer are the last and those of a convolution the second."""
+    done, notes, x = joined(context, Joined(kind, axis), torch.randn(2, 4, 4, 4, 4))
+    assert notes["split"] == split
+    assert torch.allclose(done(x, torch.ones(2)), notes["expected"], atol=1e-5)
+
+
+class Unlike(nn.Module):
+    """A layer that reads two concatenations, whose parts are of unlike widths or of like ones."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, other)
+        self.read = nn.Linear(8 + other, 8)
+
+    def forward(self, x, t):
+        a, b = self.a(x) * (1 + t.reshape(-1, 1)), self.b(x)
+        return self.read(torch.cat([a, b], 1)) + self.read(torch.cat([b, a], 1))
+
+
+@pytest.mark.parametrize(("other", "split"), [(4, []), (8, ["read", "read#2"])])
+def test_a_layer_that_reads_two_concatenations(context, other, split):
+    """Where their parts are of unlike widths it is left alone, as one set of columns does not serve both."""
+    done, notes, x = joined(context, Unlike(other), torch.randn(2, 8))
+    assert notes["split"] == split
+    assert torch.allclose(done(x, torch.ones(2)), notes["expected"], atol=1e-5)
+
+
+def joined(context, model, x):
+    """The model's graph after the pass, its notes with what the model gives, and what it was given."""
+    torch.manual_seed(0)
+    graph = trace(model.eval(), (x, torch.ones(2)))
+    expected = graph(x, torch.ones(2)).detach()
+
+    class Example:
+        def example(self):
+            return x, torch.ones(2)
+
+    ctx = attrs.evolve(context, model=Example(), reference=graph)
+    graph = Assign(weight="int4 channel", edge_weight="int4 channel").run(copy.deepcopy(graph), ctx).graph
+    result = SplitShortcut().run(graph, ctx)
+    return result.graph, {**result.notes, "expected": expected}, x
+
+
+def test_after_simulate_it_is_too_late(catalog):
+    """The plan says so before anything is loaded."""
+    with pytest.raises(RecipeError, match="split-shortcut"):
+        check_passes([Assign(), Simulate(), SplitShortcut()], catalog)
 
 
 def test_a_model_without_any_is_left_alone(catalog):

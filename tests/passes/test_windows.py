@@ -18,13 +18,17 @@ from qpass_passes.quantizers.mse import Mse
 from qpass_passes.reconstruction.chain import chain, cut_into
 from qpass_passes.reconstruction.rows import Pool
 from qpass_passes.reconstruction.streams import Streams
+from qpass_passes.row_places import Places
 from qpass_passes.simulate import Simulate
+from qpass_passes.tcr import Tcr
+from qpass_passes.tfmq import Tfmq
 from torch import nn
 
 from qpass.activations import Samples
 from qpass.errors import PreconditionError
 from qpass.graph import block_module, trace
 from qpass.manager import PassManager
+from qpass.slots import slots
 
 ROWS = 64
 FEW = {"iterations": 300, "batch": 16, "rate": 1e-2}
@@ -69,7 +73,7 @@ def test_the_chain_keeps_every_row(windows, budget, tmp_path):
     fit_weights(graph, Mse(), windows)
     samples = windows.get(windows.calibration, graph)
     cut = chain(graph, cut_into(graph, "layer"), samples, windows.device, budget=1 << 32)
-    assert sorted(shape.per for shape in cut.shapes.values())[-1] == 4
+    assert Places(inner=4) in [shape.places for shape in cut.shapes.values()]
     streams = Streams(graph, cut, samples, Pool(budget, tmp_path), windows.device)
     for block in cut.blocks:
         streams.advance_full(block, block_module(graph, block))
@@ -99,5 +103,24 @@ def test_passes_that_roll_forward_help(windows, step):
 def test_time_groups_are_refused(windows):
     """They count images, and here several rows of the tensor are one image's."""
     graph = Assign(weight="int8 channel", input="int8 tensor time:4").run(windows.reference, windows).graph
-    with pytest.raises(PreconditionError, match=r"'a\.input0_q' .* 4 places .* without 'time:4'"):
-        Simulate().run(graph, windows)
+    for step in (Simulate(), Tcr()):
+        with pytest.raises(PreconditionError, match=r"'a\.input0_q' .* 4 places .* without 'time:4'"):
+            step.run(copy.deepcopy(graph), windows)
+
+
+def test_a_scale_for_each_timestep_where_rows_are_images(windows):
+    """`tfmq` leaves one scale to the layers that read windows, and says so; the graph is carried out."""
+    graph = Assign(weight="int8 channel", input="int8 tensor", edge_input="int8 tensor").run(
+        copy.deepcopy(windows.reference), windows
+    )
+    steps = [Tfmq(iterations=2, batch=4, rows=8), Simulate()]
+    run = PassManager(steps).run(graph.graph, windows)
+    notes = run.records[0].notes
+    assert notes["one scale, as a row of theirs is no image"] == ["a.input0_q", "b.input0_q"]
+    assert notes["inputs with a scale per timestep"] == 2
+    groups = {slot.home: slot.spec.time_groups for slot in slots(run.graph) if slot.index == 0}
+    assert groups == {"first.input0_q": ROWS, "a.input0_q": 1, "b.input0_q": 1, "last.input0_q": ROWS}
+    samples = windows.get(windows.calibration, run.graph)
+    with torch.no_grad():
+        found, expected = run.graph(*samples.inputs), windows.reference(*samples.inputs)
+    assert (found - expected).norm() < 0.05 * expected.norm()

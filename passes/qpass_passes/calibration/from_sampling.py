@@ -61,13 +61,9 @@ def rows(chosen: Tensor, graph: GraphModule, ctx: PassContext, title: str) -> Sa
     sampling, fixed = ctx.sampling, ctx.model.unbatched()
     steps = len(chosen)
     kept: list[list[tuple[Tensor, ...]]] = [[] for _ in range(steps)]
-    # images are done with after their last row; those that are done together are sampled together
-    last = (chosen * torch.arange(1, steps + 1).unsqueeze(1)).amax(0)
+    last = _last(chosen)
     with ctx.progress.task(title, int(last.sum())) as task:
-        order = last.argsort(stable=True)
-        order = order[last[order] > 0]
-        for start in range(0, len(order), sampling.batch):
-            batch = order[start : start + sampling.batch]
+        for batch in _batches(chosen, sampling.batch):
             wanted = chosen[:, batch]
             for moment in trajectory(
                 graph, ctx.model.sampler(), sampling, seed=ctx.seed, stream="calibration",
@@ -88,3 +84,33 @@ def rows(chosen: Tensor, graph: GraphModule, ctx: PassContext, title: str) -> Sa
     columns = enumerate(zip(*(inputs for step in kept for inputs in step), strict=True))
     inputs = tuple(parts[0] if place in fixed else torch.cat(parts) for place, parts in columns)
     return Samples(inputs=inputs, unbatched=fixed)
+
+
+def part_of(whole: Samples, chosen: Tensor, wanted: Tensor, batch: int) -> Samples:
+    """Out of the rows of `chosen` those of `wanted`, in the order in which sampling them alone would give them."""
+    calls = len(whole) // int(chosen.sum())  # of the denoiser, two under guidance, and a row of each
+    place = {row: n for n, row in enumerate(_identities(chosen, batch, calls))}
+    return whole.take(torch.tensor([place[row] for row in _identities(wanted, batch, calls)]))
+
+
+def _identities(chosen: Tensor, batch: int, calls: int) -> list[tuple[int, int, int]]:
+    """The step, the call and the image of each row, in order."""
+    return [
+        (step, call, image)
+        for step, wanted in enumerate(chosen)
+        for images in _batches(chosen, batch)
+        for call in range(calls)
+        for image in images[wanted[images]].tolist()
+    ]
+
+
+def _batches(chosen: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Images that are sampled together: they are done with after their last row, and these come near each other."""
+    last = _last(chosen)
+    order = last.argsort(stable=True)
+    return torch.split(order[last[order] > 0], size)
+
+
+def _last(chosen: Tensor) -> Tensor:
+    """How many steps each image is sampled for."""
+    return (chosen * torch.arange(1, len(chosen) + 1).unsqueeze(1)).amax(0)

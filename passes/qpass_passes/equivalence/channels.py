@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
+from qpass.activations import rows_within, widest_row
 from qpass.analysis import Analysis
 from qpass.manager import PassContext
 from qpass.slots import layer
 from qpass_passes.equivalence.ties import Tie
 from qpass_passes.fitting import choose_rows
 
-BATCH = 64
+BATCH = 64  # rows at a time, where the memory budget has room for them
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -63,8 +64,9 @@ class ChannelRanges(Analysis[Channels]):
         samples = choose_rows(ctx.get(self.calibration, graph), self.rows, ctx.seed)
         times, step = torch.unique(samples.t, return_inverse=True)
         watch = _Watch(graph, len(times))
+        batch = rows_within(ctx.memory_budget // 4, widest_row(graph, samples, ctx.device), BATCH)
         with ctx.progress.task("channel ranges", len(samples)) as task:
-            for inputs, steps in zip(samples.batches(BATCH, ctx.device), step.split(BATCH), strict=True):
+            for inputs, steps in zip(samples.batches(batch, ctx.device), torch.split(step, batch), strict=True):
                 watch.step = steps.to(ctx.device)
                 watch.run(*inputs)
                 task.advance(len(inputs[0]))

@@ -6,7 +6,8 @@ what changes; else it stands as a `rescale` node, which whoever realises the gra
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,15 @@ from qpass_passes.equivalence.ties import Tie
 
 _NORMS = (aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default)
 _MOVING = (aten.transpose.int, aten.permute.default, aten.contiguous.default, aten.clone.default, aten.to.dtype)
+_AXES = (aten.transpose.int, aten.permute.default)
+_KEEPING = (
+    *_MOVING,
+    *_NORMS,
+    aten.silu.default,
+    aten.gelu.default,
+    aten.relu.default,
+)  # as many axes as they read
+_BROADCAST = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 Where = Literal["norm", "modulation", "quantizer"]
 
 
@@ -75,23 +85,62 @@ def _into_weight(module: nn.Module, factor: Tensor, offset: Tensor | None) -> No
 
 def _norm(graph: GraphModule, tensor: Node, tie: Tie) -> Node | None:
     """The affine norm that makes the tensor for the tied layers alone, along their channels."""
-    axis = -1 if tie.layout == reference.CHANNEL_LAST else 1
     readers: set[Node] = set(tie.calls)
-    node, swaps = tensor, 0
+    node, moves = tensor, list[Node]()
     while set(node.users) <= readers:
         if node.target in _NORMS:
-            made = 1 if node.target is aten.group_norm.default else -1
-            reached = axis if not swaps % 2 else {1: -1, -1: 1}[axis]
             given = bound(node)
             free = all(alone(graph, given.get(part)) for part in ("weight", "bias"))
-            return node if reached == made and isinstance(given["weight"], Node) and free else None
-        if node.target is aten.transpose.int and {*node.args[1:]} in ({1, 2}, {-1, 1}, {-1, -2}):
-            swaps += 1
-        elif node.target not in _MOVING or node.target in (aten.transpose.int, aten.permute.default):
+            along = _along(graph, tie, node, moves)
+            return node if along and isinstance(given["weight"], Node) and free else None
+        if node.target not in _MOVING:
             return None
+        moves.append(node)
         source = node.args[0]
         assert isinstance(source, Node)
         readers, node = {node}, source
+    return None
+
+
+def _along(graph: GraphModule, tie: Tie, norm: Node, moves: list[Node]) -> bool:
+    """Whether the layers' channels, followed back through changes of axes to the norm, are the norm's own."""
+    axis = -1 if tie.layout == reference.CHANNEL_LAST else 1
+    made = 1 if norm.target is aten.group_norm.default else -1
+    moves = [node for node in moves if node.target in _AXES]
+    if not moves and axis == made:
+        return True
+    # nothing on the way changes how many axes there are, and a convolution reads as many as its weight has
+    weight = graph.get_submodule(tie.name).weight
+    assert isinstance(weight, Tensor)
+    rank = weight.dim() if tie.layout == reference.CHANNEL_FIRST else _rank(graph, moves[0] if moves else norm)
+    if rank is None:
+        return False
+    axis %= rank
+    for node in moves:
+        order = list(range(rank))
+        if node.target is aten.permute.default:
+            order = [place % rank for place in cast(Sequence[int], node.args[1])]
+        else:
+            one, other = (place % rank for place in cast(Sequence[int], node.args[1:3]))
+            order[one], order[other] = order[other], order[one]
+        axis = order[axis]
+    return axis == made % rank
+
+
+def _rank(graph: GraphModule, node: Node) -> int | None:
+    """How many axes a tensor has, where the graph says it: by what made it, or what made that."""
+    if node.target in (aten.view.default, aten.reshape.default, aten.permute.default):
+        return len(node.args[1])  # type: ignore[arg-type]
+    module = layer(graph, node)
+    if module is not None and not isinstance(module, nn.Linear):
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        return weight.dim()
+    if node.target in _BROADCAST:
+        found = [_rank(graph, part) for part in node.all_input_nodes]
+        return None if None in found else max(one for one in found if one is not None)
+    if (module is not None or node.target in _KEEPING) and isinstance(node.args[0], Node):
+        return _rank(graph, node.args[0])
     return None
 
 

@@ -18,7 +18,7 @@ from qpass.quantizer import QParams, Quantizer, fake_quantize
 from qpass.slots import Slot, layer, slots
 from qpass.timegroups import edges_for
 from qpass_passes.equivalence.ties import Tie
-from qpass_passes.fitting import choose_rows, fit, grouped
+from qpass_passes.fitting import choose_rows, fit, grouped, refuse_several
 
 
 @attrs.frozen(kw_only=True)
@@ -35,8 +35,11 @@ class Trial:
     ) -> list[list[float]]:
         """For each tie and each of its factors, the squared error of the tied layers' outputs, summed over all."""
         calibration = ctx.get(ctx.calibration, graph)
+        inputs = {slot.node: slot for slot in slots(graph) if slot.index == 0}
+        given = [inputs[node] for tie in found for node in tie.calls]
+        refuse_several(graph, given, calibration, ctx.device)
+        edges_of = {slot.spec: edges_for(slot.spec, calibration.t) for slot in given}
         samples = choose_rows(calibration, self.rows, ctx.seed)
-        at = {node: [slot for slot in slots(graph) if slot.node is node] for tie in found for node in tie.calls}
         weights = {slot.home: slot for slot in slots(graph) if slot.index < 0}
         totals = [[0.0] * len(tried) for tried in factors]
         wanted = list(dict.fromkeys(tensor for tie in found for tensor in tie.tensors))
@@ -50,14 +53,15 @@ class Trial:
                         source = node.args[0]
                         if source not in values:
                             continue
-                        given = next(slot for slot in at[node] if slot.index == 0)
+                        slot = inputs[node]
                         kernel = weights[f"{node.target}.weight_q"]
                         x = torch.cat(values[source]).to(ctx.device)  # type: ignore[index]
                         module = layer(graph, node)
                         assert module is not None
-                        edges = edges_for(given.spec, calibration.t)
                         for n, factor in enumerate(factors[place]):
-                            totals[place][n] += self._error(module, x, samples.t, given, kernel, factor, edges)
+                            totals[place][n] += self._error(
+                                module, x, samples.t, slot, kernel, factor, edges_of[slot.spec]
+                            )
                     if tie.tensors[-1] in values:
                         task.advance()
         return totals

@@ -23,6 +23,8 @@ from qpass.quantizer import (
 from qpass.spec import QuantSpec
 from qpass_passes.quantizers.mse import rounding_error
 
+_LEARNED = ("scale", "zero")
+
 
 def lsq(
     x: Tensor,
@@ -131,7 +133,8 @@ class LearnedStep(Quantizer):
     point's as in LSQ+. The paper learns the step together with the network, on its loss; here the values are all
     there is. They are streamed into histograms once (small tensors are kept as they are), and the steps are taken on
     those. Our choices: the step's logarithm is learned; a zero point starts where the clipped share of
-    the range is equal on both sides; a set that ends with more error than it began with keeps its start.
+    the range is equal on both sides; a set that ends with more error than it began with keeps its start, and one that
+    the full range serves better takes that, as where a few values lie far outside the paper's first step.
     """
 
     name: ClassVar[str] = "learned-step"
@@ -173,7 +176,8 @@ def initial(summary: Summary, spec: QuantSpec) -> QParams:
 
 
 def learn(summary: Summary, first: QParams, spec: QuantSpec, iterations: int, lr: float) -> QParams:
-    """Adam on sum count * (x - Q(x))^2 from the first parameters on; each set keeps the better of start and end."""
+    """Adam on sum count * (x - Q(x))^2 from the first parameters on; each set keeps the best of start, end and the full
+    range."""
     unit = first.tensors["scale"]
     values = summary.values / unit.unsqueeze(2)
     weights = summary.counts / summary.counts.sum(2, keepdim=True)
@@ -197,13 +201,20 @@ def learn(summary: Summary, first: QParams, spec: QuantSpec, iterations: int, lr
     end["scale"] = (log.detach().exp() * unit).float()
     if zero is not None:
         end["zero"] = zero.detach().round()
-    last = QParams(kind=first.kind, tensors=end)
-    better = rounding_error(summary, last, spec, 2.0) < rounding_error(summary, first, spec, 2.0)
-    kept = {
-        name: torch.where(better, end[name], tensor) if name in ("scale", "zero") else tensor
-        for name, tensor in first.tensors.items()
-    }
-    return QParams(kind=first.kind, tensors=kept)
+    full = params_from_range(summary.low, summary.high, spec).tensors
+    kept, least = first, rounding_error(summary, first, spec, 2.0)
+    for other in (
+        end,
+        {part: full.get(part, tensor) for part, tensor in first.tensors.items() if part in _LEARNED},
+    ):
+        rival = QParams(kind=first.kind, tensors={**first.tensors, **other})
+        error = rounding_error(summary, rival, spec, 2.0)
+        tensors = {
+            part: torch.where(error < least, rival.tensors[part], tensor) if part in _LEARNED else tensor
+            for part, tensor in kept.tensors.items()
+        }
+        kept, least = QParams(kind=first.kind, tensors=tensors), torch.minimum(error, least)
+    return kept
 
 
 def _rounded(values: Tensor, scale: Tensor, zero: Tensor | None, first: QParams, spec: QuantSpec) -> Tensor:

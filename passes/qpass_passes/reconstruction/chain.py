@@ -10,32 +10,30 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from qpass.activations import Samples, rows_within, widest_row
-from qpass.graph import Block, block_module, blocks, blocks_ending_at
+from qpass.graph import Block, blocks, blocks_ending_at
 from qpass.slots import slots, spec_of
 from qpass_passes.reconstruction.objective import Unit
 from qpass_passes.reconstruction.rows import file_bytes
+from qpass_passes.row_places import Places, look
 
 FORWARD = 32  # rows in each batch that is only computed, not learned from
-PROBE = (2, 3)  # batch sizes that tell apart tensors with rows from those that are the same for all
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Shape:
-    """What one row of a tensor takes.
+    """What one row of a tensor takes, and where the rows stand; None where there are none, and the value is kept.
 
-    `per` places of the first axis belong to one row: 1 in images, more where windows, frames or heads stand there; 0
-    where there are no rows, and the value is kept instead. `like` has an axis for the rows, and one for their places
-    where these are several.
+    `like` is one of them, as `by_row` puts it, or the value.
     """
 
     like: Tensor
-    per: int
+    places: Places | None
     largest: float
 
     @property
     def rows(self) -> bool:
         """Whether the tensor has any."""
-        return self.per > 0
+        return self.places is not None
 
     @property
     def bytes(self) -> int:
@@ -44,11 +42,11 @@ class Shape:
 
     def by_row(self, value: Tensor) -> Tensor:
         """As `like` is."""
-        return value.reshape(-1, self.per, *value.shape[1:]) if self.per > 1 else value
+        return value if self.places is None else self.places.by_row(value)
 
     def as_given(self, value: Tensor) -> Tensor:
         """The inverse of `by_row`."""
-        return value.flatten(0, 1) if self.per > 1 else value
+        return value if self.places is None else self.places.as_given(value)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -141,31 +139,15 @@ def _differing(cut: Sequence[Block], apart: Sequence[Node]) -> frozenset[Node]:
     return frozenset(found)
 
 
-@torch.no_grad()
 def _shapes(graph: GraphModule, cut: Sequence[Block], samples: Samples, device: torch.device) -> dict[Node, Shape]:
-    seen: list[dict[Node, Tensor]] = []
-    for size in PROBE:
-        # from first to last, as values may grow from timestep to timestep; some twice, where there are fewer
-        spread = samples.take(torch.arange(size) * (len(samples) - 1) // (size - 1))
-        live = dict(zip(graph.graph.find_nodes(op="placeholder"), next(spread.batches(size, device)), strict=True))
-        kept = dict(live)
-        for block in cut:
-            made = block_module(graph, block)(*(live[node] for node in block.inputs))
-            live.update(zip(block.outputs, made, strict=True))
-            kept.update(zip(block.outputs, made, strict=True))
-        seen.append(kept)
-    first, second = seen
-    return {node: _shape(value, second[node]) for node, value in first.items()}
+    given = graph.graph.find_nodes(op="placeholder")
+    nodes = [*given, *(node for block in cut for node in (*block.inputs, *block.outputs))]
+    return {node: _shape(value, places) for node, value, places in look(graph, nodes, samples, device)}
 
 
-def _shape(first: Tensor, second: Tensor) -> Shape:
-    """Of a tensor, from what it is with so many rows and with so many."""
-    lengths = tuple(len(value) if value.dim() else 0 for value in (first, second))
-    per = lengths[0] // PROBE[0]
-    if lengths != (per * PROBE[0], per * PROBE[1]):
-        per = 0
+def _shape(value: Tensor, places: Places | None) -> Shape:
     return Shape(
-        like=(first.reshape(-1, per, *first.shape[1:]) if per > 1 else first).cpu(),
-        per=per,
-        largest=float(second.abs().max()) if second.is_floating_point() and second.numel() else 0.0,
+        like=(value if places is None else places.by_row(value)[:1].clone()).cpu(),
+        places=places,
+        largest=float(value.abs().max()) if value.is_floating_point() and value.numel() else 0.0,
     )

@@ -78,7 +78,7 @@ class Reconstruction:
         folder = self._folder(cut, pool)
         self._tell(cut, work, costs, pool, folder)
         streams = Streams(self.graph, cut, self.samples, pool, ctx.device, self.aims)
-        weights = self._weights(parts, work)
+        weights = self._weights(cut, work)
         traces: list[Trace] = []
         settled: set[str] = set()  # weights that have learned: a layer may be called by several blocks
         each = [cost.iteration for cost in costs]
@@ -129,14 +129,17 @@ class Reconstruction:
                 "'rows', or raise memory_budget"
             )
 
-    def _weights(self, parts: tuple[Block, ...], work: list[tuple[int, ...]]) -> Mapping[Node, Tensor]:
+    def _weights(self, cut: Chain, work: list[tuple[int, ...]]) -> Mapping[Node, Tensor]:
         if self.objective.fisher == "none":
             return {}
-        outputs = [block.outputs[place] for block, targets in zip(parts, work, strict=True) for place in targets]
+        outputs = [
+            block.outputs[place] for block, targets in zip(cut.blocks, work, strict=True) for place in targets
+        ]
         seed = _seed(self.ctx.seed, self.key, "fisher")
         found = fisher(
-            self.graph, outputs, self.samples, rows=self.objective.fisher_rows, seed=seed, device=self.ctx.device
-        )
+            self.graph, outputs, self.samples, rows=self.objective.fisher_rows, seed=seed, device=self.ctx.device,
+            places={node: cut.shapes[node].places for node in outputs},
+        )  # fmt: skip
         return {node: weight.to(self.ctx.device) for node, weight in found.items()}
 
     def work(self, parts: tuple[Block, ...]) -> list[tuple[int, ...]]:

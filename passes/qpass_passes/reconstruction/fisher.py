@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from qpass.activations import Samples
+from qpass_passes.row_places import Places
 
 BATCH = 4  # rows at a time: what the whole model needs for a backward pass is in memory at once
 
@@ -28,6 +29,7 @@ def fisher(
     rows: int,
     seed: int,
     device: torch.device,
+    places: Mapping[Node, Places | None],
 ) -> Mapping[Node, Tensor]:
     """A weight for each element of these outputs, of mean 1: shapes are those of one row, kept as a batch of one.
 
@@ -44,9 +46,11 @@ def fisher(
         v = torch.randint(0, 2, y.shape, generator=signs).to(y) * 2 - 1
         found = torch.autograd.grad(y, list(tape.kept.values()), v, allow_unused=True)
         for node, gradient in zip(tape.kept, found, strict=True):
-            # a tensor without rows, or one that the output does not see, has no say
-            if gradient is not None and len(gradient) == len(inputs[0]):
-                total[node] = total.get(node, 0) + gradient.detach().float().pow(2).sum(0, keepdim=True)
+            # a tensor without rows, with several places for each, or one that the output does not see, has no say
+            place = places[node]
+            if gradient is not None and place is not None and not place.several:
+                seen = gradient.detach().float().pow(2).sum(place.axis, keepdim=True)
+                total[node] = total.get(node, 0) + seen
     return {node: (seen / seen.mean()).cpu() for node, seen in total.items() if seen.mean() > 0}
 
 

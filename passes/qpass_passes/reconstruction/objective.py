@@ -60,9 +60,9 @@ class Objective:
 def distance(ours: Tensor, theirs: Tensor, norm: float, weight: Tensor | None = None) -> Tensor:
     """weight |ours - theirs|^norm, summed over channels and averaged over all else, as in BRECQ's code.
 
-    Channels are the second axis of images (B x C x H x W) and the last of tokens (B x N x C).
+    Channels are the second axis of images (B x C x H x W) and of videos, and the last of tokens (B x N x C).
     """
-    axis = 1 if ours.dim() == 4 else -1
+    axis = 1 if ours.dim() > 3 else -1
     apart = ours.float() - theirs.float()
     error = apart.square() if norm == 2 else apart.abs().pow(norm)
     return (error if weight is None else error * weight).sum(axis).mean()

@@ -16,7 +16,7 @@ from qpass.quantizer import QParams, dequantize, quantize
 from qpass.slots import Slot, find, layer, read_params, slots
 from qpass_passes.reconstruction.gradients import random_mask, rounded_input, soft_weight, through
 from qpass_passes.reconstruction.objective import Objective
-from qpass_passes.soft_rounding import again, ends, harden, rectified_sigmoid, soft_quantize, start
+from qpass_passes.soft_rounding import again, base, ends, harden, rectified_sigmoid, soft_quantize, start
 
 LARGE = 1 << 20  # weights above which memory is saved at the cost of some time
 
@@ -46,7 +46,12 @@ class SoftLayer(nn.Module):
             self.low, self.high = reference.levels(shaped, slot.spec.symmetric)
         if self.learns:
             given = (self.original, self.scale)
-            self.v = nn.Parameter(start(*given) if codes is None else again(*given, self.zero, codes, restart))
+            self.base: Tensor | None = None  # what learned codes are up or down from, where floor(w / s) is not it
+            if codes is None:
+                self.v = nn.Parameter(start(*given))
+            else:
+                self.base = base(*given, self.zero, codes, self.low, self.high)
+                self.v = nn.Parameter(again(*given, self.zero, codes, restart, self.base))
             self.ends: tuple[Tensor, Tensor] | None = None
         self.fixed = self._decoded()
 
@@ -61,19 +66,19 @@ class SoftLayer(nn.Module):
         if self.soft and self.learns:
             if self.v.numel() < LARGE:
                 if self.ends is None:
-                    self.ends = ends(self.original, self.scale, self.zero, self.low, self.high)
+                    self.ends = ends(self.original, self.scale, self.zero, self.low, self.high, self.base)
                 return soft_weight(self.v, *self.ends)
-            given = (self.original, self.v, self.scale, self.zero, self.low, self.high)
+            given = (self.original, self.v, self.scale, self.zero, self.low, self.high, self.base)
             # what its backward pass needs is made again there
-            again: Tensor = checkpoint(soft_quantize, *given, use_reentrant=False, preserve_rng_state=False)
-            return again
+            made: Tensor = checkpoint(soft_quantize, *given, use_reentrant=False, preserve_rng_state=False)
+            return made
         return self.fixed
 
     @torch.no_grad()
     def settle(self) -> None:
         """Round for good, where it learned."""
         if self.learns:
-            found = harden(self.original, self.v, self.scale, self.zero, self.low, self.high)
+            found = harden(self.original, self.v, self.scale, self.zero, self.low, self.high, self.base)
             self.give_back(found.to(self.codes.dtype))
 
     def give_back(self, codes: Tensor) -> None:
