@@ -170,9 +170,8 @@ class _Tap:
         only if no element moves what another does, and each in proportion.
         """
         one, other = self._factors(view, index, even=True), self._factors(view, index, even=False)
-        if len(one) != len(
-            index
-        ):  # its first axis does not count rows, and each row is to be known by its timestep
+        # rows are known by their timestep, which takes a first axis that counts them
+        if len(one) != len(index):
             return 0
         alone = self.calls == 4  # a probe runs the block twice, and should meet the layer once each time
         same = bool((one - other).norm() <= ALIKE * one.norm()) and bool(one.any())
