@@ -18,7 +18,7 @@ from qpass.quantizer import QParams, Quantizer, fake_quantize
 from qpass.slots import Slot, layer, slots
 from qpass.timegroups import edges_for
 from qpass_passes.equivalence.ties import Tie
-from qpass_passes.fitting import choose_rows, fit, grouped, refuse_several
+from qpass_passes.fitting import fit, grouped, refuse_several, spread_rows
 
 
 @attrs.frozen(kw_only=True)
@@ -39,7 +39,7 @@ class Trial:
         given = [inputs[node] for tie in found for node in tie.calls]
         refuse_several(graph, given, calibration, ctx.device)
         edges_of = {slot.spec: edges_for(slot.spec, calibration.t) for slot in given}
-        samples = choose_rows(calibration, self.rows, ctx.seed)
+        samples = spread_rows(calibration, self.rows, ctx.seed)
         weights = {slot.home: slot for slot in slots(graph) if slot.index < 0}
         totals = [[0.0] * len(tried) for tried in factors]
         wanted = list(dict.fromkeys(tensor for tie in found for tensor in tie.tensors))
