@@ -16,21 +16,22 @@ from qpass.kernels import reference
 # aten ops that compute from their arguments alone: no files, no randomness, no writing in place
 _ATEN = frozenset(
     """
-    _safe_softmax _softmax _to_copy _unsafe_view abs adaptive_avg_pool2d add addmm alias amax amin arange argmax
-    argmin avg_pool2d baddbmm bitwise_and bitwise_not bitwise_or bmm broadcast_to bucketize cat ceil chunk clamp
-    clamp_max clamp_min clone concat constant_pad_nd contiguous conv1d conv2d conv3d copy cos cumsum detach diagonal
-    diagonal_scatter div einsum elu embedding empty empty_like eq exp exp2 expand expand_as eye fill flatten flip
-    floor floor_divide full full_like gather ge gelu group_norm gt hardsigmoid hardswish index index_fill index_put
-    index_select interpolate isfinite isnan layer_norm le leaky_relu lift_fresh_copy linear linspace log log2
-    logical_and logical_not logical_or logsumexp lt masked_fill masked_scatter matmul max max_pool2d maximum mean
-    min minimum mish mm movedim mul narrow native_group_norm native_layer_norm ne neg new_full new_ones new_zeros
-    norm one_hot ones ones_like outer pad permute pixel_shuffle pixel_unshuffle polar pow prod reciprocal relu relu6
-    remainder repeat repeat_interleave reshape reshape_as rms_norm roll round rsqrt rsub scalar_tensor
-    scaled_dot_product_attention scatter select select_scatter sigmoid sign silu sin slice slice_scatter softmax
-    softplus split split_with_sizes sqrt squeeze stack std sub sum sym_numel sym_size sym_storage_offset sym_stride
-    t tan tanh tensor_split tile to transpose tril triu type_as unbind unflatten unfold unsafe_chunk unsafe_split
-    unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_nearest1d upsample_nearest2d var var_mean view view_as
-    view_as_complex view_as_real where zero zeros zeros_like
+    _safe_softmax _softmax _to_copy _unsafe_view _weight_norm abs adaptive_avg_pool2d add addmm alias amax amin
+    arange argmax argmin avg_pool2d baddbmm bitwise_and bitwise_not bitwise_or bmm broadcast_to bucketize cat ceil
+    chunk clamp clamp_max clamp_min clone concat constant_pad_nd contiguous conv1d conv2d conv3d conv_transpose1d
+    conv_transpose2d conv_transpose3d copy cos cumsum detach diagonal diagonal_scatter div einsum elu embedding
+    empty empty_like eq exp exp2 expand expand_as eye fill flatten flip floor floor_divide full full_like gather ge
+    gelu group_norm gt hardsigmoid hardswish index index_fill index_put index_select interpolate isfinite isnan
+    layer_norm le leaky_relu lift_fresh_copy linear linspace log log2 logical_and logical_not logical_or logsumexp
+    lt masked_fill masked_scatter matmul max max_pool2d maximum mean min minimum mish mm movedim mul narrow
+    native_group_norm native_layer_norm ne neg new_full new_ones new_zeros norm one_hot ones ones_like outer pad
+    permute pixel_shuffle pixel_unshuffle polar pow prod reciprocal relu relu6 remainder repeat repeat_interleave
+    reshape reshape_as rms_norm roll round rsqrt rsub scalar_tensor scaled_dot_product_attention scatter select
+    select_scatter sigmoid sign silu sin slice slice_scatter softmax softplus split split_with_sizes sqrt squeeze
+    stack std sub sum sym_numel sym_size sym_storage_offset sym_stride t tan tanh tensor_split tile to transpose
+    tril triu type_as unbind unflatten unfold unsafe_chunk unsafe_split unsqueeze upsample_bicubic2d
+    upsample_bilinear2d upsample_nearest1d upsample_nearest2d var var_mean view view_as view_as_complex view_as_real
+    where zero zeros zeros_like
     """.split()  # noqa: SIM905 - a list of 150 short lines reads worse
 )
 _PYTHON = {

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.fx import GraphModule
 
 from qpass.artifact import Artifact, load_artifact, save
-from qpass.graph import blocks, check_devices
+from qpass.graph import blocks, check_devices, trace
 from qpass.plugins import Catalog
 from qpass.quantizer import dequantize
 from qpass.schedule import Step, StepPlan
@@ -173,7 +173,6 @@ def big(bits: int) -> tuple[GraphModule, float]:
     from qpass_passes.quantizers.absmax import AbsMax
     from qpass_passes.simulate import round_weight
 
-    from qpass.graph import trace
     from qpass.kernels import reference
     from qpass.slots import write_params
     from qpass.spec import NodeSpec, parse_spec
@@ -224,7 +223,6 @@ def test_weights_that_are_not_rounded_yet_stay(known: Catalog, tmp_path: Path) -
 @torch.no_grad()
 def test_a_layer_comes_back_with_what_it_holds(known: Catalog, tmp_path: Path) -> None:
     """A linear layer with a buffer and a layer of its own, as LoRA has: both are stored and read where they were."""
-    from qpass.graph import trace
 
     class Holding(torch.nn.Linear):
         def __init__(self) -> None:
@@ -244,6 +242,27 @@ def test_a_layer_comes_back_with_what_it_holds(known: Catalog, tmp_path: Path) -
             return self.layer(x) + t[:, None]
 
     model, inputs = Model(), (torch.randn(3, 8), torch.ones(3))
+    save(Artifact(graph=trace(model, inputs)), tmp_path / "a", known)
+    assert torch.equal(load_artifact(tmp_path / "a", known).graph(*inputs), model(*inputs))
+
+
+class Products(torch.nn.Module):
+    """Products that are no lifted layers: one that grows, and one whose weight each call computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grown = torch.nn.ConvTranspose2d(4, 3, 4, 2, 1)
+        self.normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(6, 5))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.normed(self.grown(x))
+        return made * t[:, None, None, None]
+
+
+def test_products_that_are_no_layers_are_kept(known: Catalog, tmp_path: Path) -> None:
+    """Models that hold such parts are saved with them, as they are."""
+    torch.manual_seed(0)
+    model, inputs = Products(), (torch.randn(2, 4, 3, 3), torch.ones(2))
     save(Artifact(graph=trace(model, inputs)), tmp_path / "a", known)
     assert torch.equal(load_artifact(tmp_path / "a", known).graph(*inputs), model(*inputs))
 
