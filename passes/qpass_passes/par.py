@@ -37,8 +37,9 @@ class Par(JointOptions, LearningPass):
     The paper does not say, and these are choices of ours: how many rounds and iterations; that a share `mix` of the
     images stays with full precision; what the blocks are to give (`target`: what full precision gives on the very
     inputs that the quantized model met, or what it gave on its own way from the same noise); that rounding variables
-    start again at `restart` from the side they are on, as a settled one has no gradient left; and that rounding and
-    step sizes learn together, a share `drop` of the values left unrounded as in `qdrop`.
+    start again at `restart` from the side they are on, as a settled one has no gradient left; that rounding and step
+    sizes learn together, a share `drop` of the values left unrounded as in `qdrop`; and how much each timestep counts
+    in a block's loss (`balance`: the recipes let all count alike, in the first reconstruction too).
     """
 
     name: ClassVar[str] = "par"

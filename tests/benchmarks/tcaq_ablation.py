@@ -111,6 +111,8 @@ SETTINGS: dict[str, tuple[Change, ...]] = {
     "strength-half": (with_("tcr", search=False, strength=0.5),),
     "split": (split,),
     "drop-half": (with_("qdrop", drop=0.5), with_("par", drop=0.5)),
+    "balance-0": (with_("qdrop", balance=0.0), with_("par", balance=0.0)),
+    "balance-half": (with_("qdrop", balance=0.5), with_("par", balance=0.5)),
     "rounds-2": (with_("par", rounds=2),),
     "mix-0": (with_("par", mix=0.0),),
     "target-trajectory": (with_("par", target="trajectory"),),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qpass.kernels import reference
-from qpass.quantizer import codebook, dequantize, fake_quantize, params_from_range, quantize
+from qpass.quantizer import codebook, dequantize, fake_quantize, params_from_range, quantize, summarise
 from qpass.spec import QuantSpec
 
 LAYOUTS = {
@@ -60,12 +60,12 @@ def test_a_short_last_group_repeats_its_own_channels():
 @pytest.mark.parametrize(("layout", "shape"), [("weight", (16, 66)), ("channel-last", (64, 5, 66))])
 def test_only_its_own_values_fit_a_short_last_group(layout, shape):
     """66 channels in groups of 64: LSQ's first step of the last two is 2 mean|x| / sqrt(7) of those two."""
-    from qpass_passes.quantizers.learned_step import LearnedStep
+    from qpass_passes.quantizers.learned_step import initial
 
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     spec = QuantSpec(bits=4, granularity="group", group_size=64, symmetric=True)
     sets = reference.arrange(x, layout, "group", 64)
-    params = LearnedStep(iterations=0).fit(lambda: [(sets, torch.zeros(len(sets), dtype=torch.long))], spec)
+    params = initial(summarise(lambda: [(sets, torch.zeros(len(sets), dtype=torch.long))], spec), spec)
     mean = x[..., 64:].abs().mean(1) if layout == "weight" else x[..., 64:].abs().mean()[None]
     torch.testing.assert_close(params.tensors["scale"].reshape(-1, 2)[:, 1], 2 * mean / 7**0.5)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from qpass.progress import Task
+from qpass_passes.reconstruction.balance import LOOKED_AT, balancing
 from qpass_passes.reconstruction.descent import View, polish
 from qpass_passes.reconstruction.gradients import press, random_mask
 from qpass_passes.reconstruction.objective import Objective, distance
@@ -52,6 +54,8 @@ def reconstruct(
     held, train = (shuffled[:apart], shuffled[apart:]) if objective.held_out else (shuffled, shuffled)
     judge = _Judge(soft=soft, data=data, objective=objective, targets=targets, held=held.sort().values)
     train = train.sort().values
+    if objective.balance:
+        judge = attrs.evolve(judge, rows=judge.balanced(train))
 
     before = judge.measured()
     half = objective.half(data.device)
@@ -92,6 +96,7 @@ class _Judge:
     objective: Objective
     targets: tuple[int, ...]
     held: Tensor
+    rows: Mapping[Node, Tensor] = attrs.field(factory=dict)  # how each row counts, where not all alike
 
     @property
     def nodes(self) -> list[Node]:
@@ -108,10 +113,36 @@ class _Judge:
     def wanted(self, index: Tensor) -> list[Tensor]:
         return [self.data.target(node, index) for node in self.nodes]
 
-    def loss(self, ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
+    def loss(self, index: Tensor, ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
         each = zip(ours, theirs, self.nodes, strict=True)
-        norm, weights = self.objective.norm, self.data.weights
-        return torch.stack([distance(a, b, norm, weights.get(node)) for a, b, node in each]).sum()
+        norm = self.objective.norm
+        return torch.stack([distance(a, b, norm, self.weight(node, index)) for a, b, node in each]).sum()
+
+    def weight(self, node: Node, index: Tensor) -> Tensor | None:
+        """How the errors of these rows count, element by element; None where all count alike."""
+        fisher, rows = self.data.weights.get(node), self.rows.get(node)
+        if rows is None:
+            return fisher
+        each = self.data.each(node, rows[index])
+        return each if fisher is None else each * fisher
+
+    @torch.no_grad()
+    def balanced(self, train: Tensor) -> dict[Node, Tensor]:
+        """For each row a power of the error that its timestep begins with; what all begin with stays as it is.
+
+        Late steps may begin with a hundred times the error of the first, on which the image hangs.
+        """
+        self.hard()
+        times, step = torch.unique(self.data.t, return_inverse=True)
+        some = train[torch.linspace(0, len(train) - 1, min(LOOKED_AT, len(train))).long()]
+        error = torch.full((len(self.nodes), len(times)), math.nan)
+        for place in torch.unique(step[some]):
+            index = some[step[some] == place]
+            ours, theirs = self.outputs(index, self.inputs(index)), self.wanted(index)
+            each = [distance(a, b, self.objective.norm) for a, b in zip(ours, theirs, strict=True)]
+            error[:, place] = torch.stack(each).cpu()
+        power = self.objective.balance
+        return {node: balancing(one, power)[step] for node, one in zip(self.nodes, error, strict=True)}
 
     @torch.no_grad()
     def measured(self, of_half: bool = False) -> float:
@@ -122,7 +153,7 @@ class _Judge:
             inputs = self.inputs(index)
             ours = self.outputs(index, inputs)
             pair = (self.outputs(index, inputs, half=True), ours) if of_half else (ours, self.wanted(index))
-            total += float(self.loss(*pair)) * len(index)
+            total += float(self.loss(index, *pair)) * len(index)
         return total / len(self.held)
 
     def hard(self) -> None:
@@ -135,7 +166,9 @@ class _Judge:
 
         def apart(index: Tensor, ours: list[Tensor]) -> list[tuple[Tensor, Tensor | float]]:
             each = zip(ours, self.wanted(index), self.nodes, strict=True)
-            return [(a.float() - b.float(), self.data.weights.get(node, 1.0)) for a, b, node in each]
+            weights = [self.weight(node, index) for node in self.nodes]
+            counts = [1.0 if one is None else one for one in weights]
+            return [(a.float() - b.float(), count) for (a, b, _), count in zip(each, counts, strict=True)]
 
         def run(index: Tensor) -> list[Tensor]:
             return self.outputs(index, self.inputs(index))
@@ -183,7 +216,7 @@ def _learn(judge: _Judge, train: Tensor, half: bool, draws: torch.Generator, tas
     for done in range(1, objective.iterations + 1):
         index = train[batch_of(len(train), objective.batch, draws)]
         inputs = [_mixed(data, node, index, objective.mix) for node in soft.block.inputs]
-        loss = judge.loss(judge.outputs(index, inputs, module, half), judge.wanted(index))
+        loss = judge.loss(index, judge.outputs(index, inputs, module, half), judge.wanted(index))
         for group in optimizer.param_groups:
             if group["falls"]:
                 group["lr"] = objective.step_rate * (1 + math.cos(math.pi * (done - 1) / objective.iterations)) / 2

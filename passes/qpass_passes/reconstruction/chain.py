@@ -48,6 +48,16 @@ class Shape:
         """The inverse of `by_row`."""
         return value if self.places is None else self.places.as_given(value)
 
+    def each(self, numbers: Tensor) -> Tensor:
+        """A number for each row, as it multiplies all of that row's values in such a tensor."""
+        if self.places is None:
+            return numbers.mean()
+        one = [1] * self.like.dim()
+        if self.places.several:
+            at = self.places.axis + 1
+            one[at], one[at + 1] = self.places.outer, self.places.inner
+        return self.places.as_given(numbers.reshape(-1, *[1] * (len(one) - 1)).expand(-1, *one[1:]))
+
 
 @attrs.frozen(kw_only=True, eq=False)
 class Chain:

@@ -51,6 +51,14 @@ class LearningPass(FittingOptions, Pass):
     compiled: bool = attrs.field(
         default=False, metadata={"help": "compile each block: pays from some thousand iterations on"}
     )
+    balance: float = attrs.field(
+        default=0.0,
+        validator=[v.ge(0), v.le(2)],
+        metadata={
+            "help": "weigh each timestep by the inverse power of the error that a block begins with there: 0, as in "
+            "the papers, none; 1: all timesteps count alike, whatever their error"
+        },
+    )
     settle: bool = attrs.field(
         default=True, metadata={"help": "stop early where no rounding has anything left to learn"}
     )

@@ -42,6 +42,8 @@ class Objective:
     norm: float = attrs.field(default=2.0, validator=v.gt(0))
     fisher: Fisher = attrs.field(default="none", validator=v.in_(("none", "mean")))  # weights of the error
     fisher_rows: int = attrs.field(default=128, validator=v.ge(1))
+    # how far timesteps whose error is large to begin with are weighed down: each by the inverse power of that error
+    balance: float = attrs.field(default=0.0, validator=[v.ge(0), v.le(2)])
     held_out: bool = True  # whether losses are measured on rows apart from those it learns from
     settle: bool = True  # stop when no rounding variable has anything left to learn
     precision: Precision = attrs.field(default="float32", validator=v.in_(get_args(Precision)))

@@ -91,11 +91,14 @@ def _data(live: Mapping[Node, Tensor], cut: Chain, t: Tensor, device: torch.devi
         shape = cut.shapes[node]
         return shape.as_given(shape.by_row(live[node])[index.to(device)]) if shape.rows else live[node]
 
-    return Data(t=t, full=read, rounded=read, target=read, count=len(t), forward=cut.forward, device=device)
+    return Data(
+        t=t, full=read, rounded=read, target=read, count=len(t), forward=cut.forward, device=device,
+        each=lambda node, numbers: cut.shapes[node].each(numbers).to(device),
+    )  # fmt: skip
 
 
 def _try(soft: SoftBlock, data: Data, objective: Objective, targets: tuple[int, ...]) -> Cost:
-    few = attrs.evolve(objective, iterations=TRIES, polish=0, settle=False, compiled=False)
+    few = attrs.evolve(objective, iterations=TRIES, polish=0, balance=0.0, settle=False, compiled=False)
     watch = _Watch({one.original.numel() for one in soft.layers.values()})
     with saved_tensors_hooks(watch.keep, lambda tensor: tensor):
         reconstruct(soft, data, few, targets, 0, watch)

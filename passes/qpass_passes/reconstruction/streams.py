@@ -30,6 +30,7 @@ class Data:
     count: int
     forward: int  # rows in a batch that is only computed
     device: torch.device
+    each: Callable[[Node, Tensor], Tensor]  # a number for each row, shaped as it multiplies that tensor
     weights: Mapping[Node, Tensor] = attrs.field(factory=dict)  # of the error of outputs, where not all 1
 
 
@@ -54,6 +55,7 @@ class Streams:
         return Data(
             t=self.samples.t, full=self.read_full, rounded=self.read_rounded, target=self.read_full,
             count=len(self.samples), forward=self.cut.forward, device=self.device,
+            each=lambda node, numbers: self.cut.shapes[node].each(numbers).to(self.device),
         )  # fmt: skip
 
     def read_full(self, node: Node, index: Tensor) -> Tensor:
