@@ -22,6 +22,7 @@ from qpass.errors import PreconditionError
 ROWS = 3  # that are tried, and more where these are alike in some input
 EXACT = 1e-5  # of a tensor's norm: what another order of rows may change, as it changes how sums are rounded
 MOST = 1 << 18  # values of each row that are compared
+SOUGHT = 1 << 10  # rows, at most, among which one is sought that is unlike the others
 SAME = 0.05  # of it: beyond this, values are not those of the same rows
 
 
@@ -99,10 +100,11 @@ def look(
 def _distinct(samples: Samples) -> Tensor:
     """A few rows from first to last, as values may grow from timestep to timestep, and no input the same for all."""
     rows = (torch.arange(ROWS) * (len(samples) - 1) // (ROWS - 1)).tolist()
+    more = torch.arange(min(len(samples), SOUGHT)) * len(samples) // min(len(samples), SOUGHT)
     for place, part in enumerate(samples.inputs):
         if place not in samples.unbatched and bool((part[rows] == part[rows[0]]).all()):
-            others = (part != part[rows[0]]).flatten(1).any(1) if part.dim() > 1 else part != part[rows[0]]
-            rows += others.nonzero()[:1, 0].tolist()
+            others = (part[more] != part[rows[0]]).reshape(len(more), -1).any(1)
+            rows += more[others][:1].tolist()
     return torch.tensor(rows)
 
 
