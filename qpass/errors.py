@@ -67,6 +67,8 @@ def out_of_memory(error: BaseException) -> OutOfMemoryError | None:
     >>> str(out_of_memory(MemoryError())).partition(";")[0]
     'memory ran out'
     """
+    if isinstance(error, QpassError):
+        return None
     text = str(error).strip()
     torchs = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate memory" in text
     if not (isinstance(error, MemoryError) or torchs):

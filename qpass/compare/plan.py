@@ -130,7 +130,7 @@ def plan(
         except ValueError as error:
             problems.append(str(error))
     cells: list[Cell] = []
-    read_: list[tuple[str, Recipe, str, int | None]] = []  # with the model's label, where it was chosen
+    checked: list[tuple[str, Recipe, str, int | None]] = []  # with the model's label, where it was chosen
     wrong: dict[str, list[str]] = {}  # a problem, and the recipes it was met in
     own_seeds: Sequence[int | None] = seeds or (None,)
     chosen_models: Sequence[Choice | None] = told_apart(choices) or (None,)
@@ -149,9 +149,9 @@ def plan(
                 met = wrong.setdefault(problem, [])
                 met += [] if source in met else [source]
             continue
-        read_.append((source, recipe, chosen.label if chosen else "", seed))
-    labels = own_labels([recipe for _, recipe, _, _ in read_])
-    for (source, recipe, given, seed), own_label in zip(read_, labels, strict=True):
+        checked.append((source, recipe, chosen.label if chosen else "", seed))
+    labels = own_labels([recipe for _, recipe, _, _ in checked])
+    for (source, recipe, given, seed), own_label in zip(checked, labels, strict=True):
         label = given or own_label
         folder = out / f"{recipe.name}-{label}{'' if seed is None else f'-seed{seed}'}"
         cells.append(Cell(source=source, recipe=recipe, model=label, folder=folder, seed=seed))

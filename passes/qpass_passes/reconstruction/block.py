@@ -166,9 +166,8 @@ class _Judge:
 
         def apart(index: Tensor, ours: list[Tensor]) -> list[tuple[Tensor, Tensor | float]]:
             each = zip(ours, self.wanted(index), self.nodes, strict=True)
-            weights = [self.weight(node, index) for node in self.nodes]
-            counts = [1.0 if one is None else one for one in weights]
-            return [(a.float() - b.float(), count) for (a, b, _), count in zip(each, counts, strict=True)]
+            found = [(a.float() - b.float(), self.weight(node, index)) for a, b, node in each]
+            return [(off, 1.0 if weight is None else weight) for off, weight in found]
 
         def run(index: Tensor) -> list[Tensor]:
             return self.outputs(index, self.inputs(index))
