@@ -1,10 +1,12 @@
 """How one tensor is quantized, in words a recipe can hold. Nothing here needs torch.
 
 A quantizer's text: `<int2..int8|fp8-e4m3|fp8-e5m2|nf4|log2[:BITS]|log-sqrt2[:BITS]|log[:BITS]|levels[:BITS]>
-<tensor|channel|token|group:N> [sym|asym] [dynamic] [time:G]`. The levels of log2 and log-sqrt2 are powers of 2 and of
-its root; those of log are powers of what the quantizer that fits them chooses, and of 2 where it has no choice; those
-of levels are any that a pass chose, for each time group its own, and evenly spaced where none did. Those four have
-no level below 0 unless they are `sym`: fitted to values that go below it, they are refused.
+<tensor|channel|token|group:N> [sym|asym] [dynamic] [time:G[:even|:range]]`. The levels of log2 and log-sqrt2 are powers
+of 2 and of its root; those of log are powers of what the quantizer that fits them chooses, and of 2 where it has no
+choice; those of levels are any that a pass chose, for each time group its own, and evenly spaced where none did. Those
+four have no level below 0 unless they are `sym`: fitted to values that go below it, they are refused. Time groups are
+runs of as many sampled timesteps each; with `even`, equal stretches of time; with `range`, runs of timesteps whose
+ranges are alike, for each tensor its own.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ import attrs
 from attrs import validators as v
 
 Granularity = Literal["tensor", "channel", "token", "group"]
+TimeSplit = Literal["steps", "even", "range"]
 GRAMMAR = (
     "<int2..int8|fp8-e4m3|fp8-e5m2|nf4|log2[:BITS]|log-sqrt2[:BITS]|log[:BITS]|levels[:BITS]> "
-    "<tensor|channel|token|group:N> [sym|asym] [dynamic] [time:G]"
+    "<tensor|channel|token|group:N> [sym|asym] [dynamic] [time:G[:even|:range]]"
 )
 LOGS = ("log2", "log-sqrt2", "log")
 _CODEBOOK_BITS = {"fp8-e4m3": 8, "fp8-e5m2": 8, "nf4": 4}
@@ -40,6 +43,7 @@ class QuantSpec:
     symmetric: bool = False
     dynamic: bool = False
     time_groups: int = attrs.field(default=1, validator=v.ge(1))
+    time_split: TimeSplit = attrs.field(default="steps", validator=v.in_(("steps", "even", "range")))
 
     def __attrs_post_init__(self) -> None:
         for bits in self.bits if isinstance(self.bits, tuple) else (self.bits,):
@@ -49,6 +53,8 @@ class QuantSpec:
             raise ValueError("a group needs a size of at least 1 and only a group has one: group:N")
         if self.dynamic and self.time_groups > 1:
             raise ValueError("a dynamic scale is computed from each sample, so it takes no time groups")
+        if self.time_groups == 1 and self.time_split != "steps":
+            raise ValueError(f"time:1 is a single group, and ':{self.time_split}' says how several are made")
         if self.dynamic and self.format != "int":
             raise ValueError(f"only int formats can be dynamic, not {self.format}")
 
@@ -73,7 +79,9 @@ class QuantSpec:
         if self.dynamic:
             parts.append("dynamic")
         if self.time_groups > 1:
-            parts.append(f"time:{self.time_groups}")
+            parts.append(
+                f"time:{self.time_groups}" + (f":{self.time_split}" if self.time_split != "steps" else "")
+            )
         return " ".join(parts)
 
 
@@ -91,6 +99,8 @@ def parse_spec(text: str, *, symmetric: bool) -> QuantSpec:
 
     >>> str(parse_spec("int4 group:64 time:10", symmetric=True))
     'int4 group:64 sym time:10'
+    >>> parse_spec("int8 tensor time:5:range", symmetric=False).time_split
+    'range'
     """
     words = text.split()
     if len(words) < 2:
@@ -116,8 +126,8 @@ def parse_spec(text: str, *, symmetric: bool) -> QuantSpec:
             fields["symmetric"] = word == "sym"
         elif word == "dynamic":
             fields["dynamic"] = True
-        elif match := re.fullmatch(r"time:([1-9]\d*)", word):
-            fields["time_groups"] = int(match[1])
+        elif match := re.fullmatch(r"time:([1-9]\d*)(?::(even|range))?", word):
+            fields |= {"time_groups": int(match[1]), "time_split": match[2] or "steps"}
         else:
             raise ValueError(f"{word!r} in {text!r} means nothing here; write {GRAMMAR}")
     return QuantSpec(**fields)  # type: ignore[arg-type]

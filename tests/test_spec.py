@@ -15,6 +15,8 @@ TEXTS = (
     "log2:4 tensor asym",
     "log-sqrt2:3 token sym time:2",
     "log:8 group:8 asym",
+    "int4 tensor asym time:5:range",
+    "int8 channel asym time:4:even",
 )
 
 
@@ -40,6 +42,8 @@ def test_symmetry_defaults_to_what_the_place_wants():
         ("int8 row", "'row' in 'int8 row' is not a granularity"),
         ("int8 group:0", "is not a granularity"),
         ("int8 tensor tme:4", "'tme:4' in 'int8 tensor tme:4' means nothing here"),
+        ("int8 tensor time:4:tme", "'time:4:tme' in 'int8 tensor time:4:tme' means nothing here"),
+        ("int8 tensor time:1:even", "time:1 is a single group"),
         ("int8 tensor dynamic time:4", "takes no time groups"),
         ("nf4 tensor dynamic", "only int formats can be dynamic"),
         ("log-sqrt2:4 token dynamic", "only int formats can be dynamic, not log-sqrt2"),

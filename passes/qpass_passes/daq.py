@@ -22,7 +22,7 @@ from qpass.quantizer import QParams, Quantizer, fake_quantize, summarise
 from qpass.slots import MATMULS, Slot, slots, spec_of, write_params
 from qpass.spec import QuantSpec
 from qpass.timegroups import edges_for
-from qpass_passes.fitting import choose_rows, fit, refuse_fitted, refuse_several
+from qpass_passes.fitting import choose_rows, fit, refuse_fitted, refuse_several, settled, spread_rows
 from qpass_passes.power_law import Alternative, Verdict, judge
 from qpass_passes.quantizers.absmax import AbsMax
 from qpass_passes.quantizers.adaptive_log import search
@@ -94,25 +94,25 @@ class Daq(Pass):
     rows: int = attrs.field(
         default=128,
         validator=v.ge(1),
-        metadata={"help": "calibration rows to look at, where the memory budget has room for them"},
+        metadata={"help": "calibration rows to look at; more where there are many time groups: 8 for each"},
     )
 
     @torch.no_grad()
     def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
         """Layer after layer; where any group takes powers, all its levels are written down, else scales."""
         calibration = ctx.get(ctx.calibration, graph)
-        samples = choose_rows(calibration, self.rows, ctx.seed)
         found = [slot for slot in slots(graph) if _wanted(slot)]
         refuse_fitted(graph, self.name, found)
         refuse_several(graph, found, calibration, ctx.device)
+        edges_of = {slot.home: edges_for(slot.spec, calibration.t) for slot in found}
+        samples = spread_rows(calibration, self.rows, ctx.seed, edges_of.values())
         verdicts: dict[str, dict[str, object]] = {}
         gains: dict[str, dict[float, float]] = {}
         ratios: dict[str, dict[float, float]] = {}
         changed = False
         with ctx.progress.task("daq", len(found)) as task:
             for slot in found:
-                edges = edges_for(slot.spec, calibration.t)
-                choices = self._choices(graph, slot, samples, edges, ctx)
+                choices, edges = self._choices(graph, slot, samples, edges_of[slot.home], ctx)
                 taken = [choice.logarithmic(self.criterion) for choice in choices]
                 if any(taken):
                     _write(graph, slot, choices, taken, edges, ctx.device)
@@ -143,26 +143,29 @@ class Daq(Pass):
 
     def _choices(
         self, graph: GraphModule, slot: Slot, samples: Samples, edges: Tensor | None, ctx: PassContext
-    ) -> list[Choice]:
+    ) -> tuple[list[Choice], Tensor | None]:
+        """For each time group, and where these end."""
         value = slot.node.args[1]
         assert isinstance(value, Node)
         one, _ = _seen(graph, (slot.source, value), samples.take(torch.tensor([0])), 1, ctx.device)
         most = max(1, ctx.memory_budget // (2 * COPIES * one.nbytes))
+        batch = min(BATCH, most)
+        edges = settled(edges, slot, _values(graph, slot.source, samples, batch, ctx.device), samples.t)
         zero = torch.zeros(len(samples), dtype=torch.long)
         group = zero if edges is None else reference.time_group(samples.t, edges)
         choices = []
         for g in range(slot.spec.time_groups):
             mine = (group == g).nonzero().flatten()
-            if not len(mine):  # none of the rows that were drawn: as all together
+            if not len(mine):  # an even stretch of time without a sampled step: as all together
                 mine = torch.arange(len(samples))
             rows = choose_rows(samples.take(mine), most, ctx.seed)
-            p, val = _seen(graph, (slot.source, value), rows, min(BATCH, most), ctx.device)
+            p, val = _seen(graph, (slot.source, value), rows, batch, ctx.device)
             choices.append(self._choice(slot, p, val))
-        return choices
+        return choices, edges
 
     def _choice(self, slot: Slot, p: Tensor, value: Tensor) -> Choice:
         """Of each kind the candidate with the least error: full ranges and searched ones, and every base."""
-        one = attrs.evolve(slot, spec=attrs.evolve(slot.spec, time_groups=1))
+        one = attrs.evolve(slot, spec=attrs.evolve(slot.spec, time_groups=1, time_split="steps"))
         logs = attrs.evolve(one.spec, format="log")
         exact, batches = p @ value, partial(_single, p)
 
@@ -188,6 +191,14 @@ def _wanted(slot: Slot) -> bool:
     spec = slot.spec
     plain = spec.format == "int" and spec.granularity == "tensor" and not (spec.dynamic or spec.symmetric)
     return plain and slot.node.target in MATMULS and slot.index == 0 and after_softmax(slot.source)
+
+
+def _values(
+    graph: GraphModule, node: Node, samples: Samples, batch: int, device: torch.device
+) -> Iterator[Tensor]:
+    """The node's values over all samples, a batch at a time."""
+    for inputs in samples.batches(batch, device):
+        yield run_recording(graph, (node,), inputs)[node]
 
 
 def _seen(

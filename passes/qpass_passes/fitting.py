@@ -15,9 +15,9 @@ from qpass.activations import Samples, record
 from qpass.errors import PreconditionError, QpassError
 from qpass.kernels import reference
 from qpass.manager import PassContext
-from qpass.quantizer import Batches, QParams, Quantizer
+from qpass.quantizer import Batches, QParams, Quantizer, ranges
 from qpass.slots import Slot, read_params, slots, weight_of, write_params
-from qpass.timegroups import edges_for
+from qpass.timegroups import alike, edges_for
 from qpass_passes.quantizers.mse import Mse
 from qpass_passes.row_places import Places, look
 
@@ -123,7 +123,7 @@ def fit_inputs(graph: GraphModule, quantizer: Quantizer, rows: int, ctx: PassCon
                 if source not in values:
                     continue
                 slot = alike[0]
-                edges = edges_of[slot.spec]
+                edges = settled(edges_of[slot.spec], slot, values[source], samples.t)
                 pairs = partial(grouped, values[source], samples.t, edges, slot)
                 params = fit(quantizer, slot, pairs)
                 del pairs
@@ -166,7 +166,21 @@ def spread_rows(samples: Samples, count: int, seed: int, edges: Iterable[Tensor 
     return samples.take(taken.nonzero()[:, 0])
 
 
-def grouped(batches: list[Tensor], t: Tensor, edges: Tensor | None, slot: Slot) -> Iterator[tuple[Tensor, Tensor]]:
+def settled(edges: Tensor | None, slot: Slot, batches: Iterable[Tensor], t: Tensor) -> Tensor | None:
+    """These edges; where time is split by range, those of them that hold timesteps of like ranges together."""
+    if edges is None or slot.spec.time_split != "range":
+        return edges
+    found = ranges(partial(grouped, batches, t, edges, slot), len(edges) + 1)
+    low, high = found.low, found.high
+    if slot.spec.symmetric:
+        low, high = torch.zeros_like(low), torch.maximum(low.abs(), high.abs())
+    starts = torch.tensor(alike(low, high, slot.spec.time_groups), dtype=torch.long)
+    return edges[starts - 1]
+
+
+def grouped(
+    batches: Iterable[Tensor], t: Tensor, edges: Tensor | None, slot: Slot
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Recorded batches as (values by parameter set, time group) pairs."""
     start = 0
     for batch in batches:

@@ -68,10 +68,10 @@ def split(recipe: Recipe) -> None:
     recipe["passes"].insert(1, {"use": "split-shortcut"})
 
 
-def groups(count: int) -> Change:
+def groups(count: int, split: str = "") -> Change:
     def change(recipe: Recipe) -> None:
         one_group(recipe)
-        recipe["passes"][0]["input"] += f" time:{count}"
+        recipe["passes"][0]["input"] += f" time:{count}{split}"
 
     return change
 
@@ -103,6 +103,8 @@ PIECES: dict[str, tuple[Change, ...]] = {
 SETTINGS: dict[str, tuple[Change, ...]] = {
     "groups-5": (groups(5),),
     "groups-10": (groups(10),),
+    "groups-5-range": (groups(5, ":range"),),
+    "groups-10-range": (groups(10, ":range"),),
     "target-min": (with_("tcr", target="min"),),
     "target-mean": (with_("tcr", target="mean"),),
     "limit-none": (with_("tcr", limit=0.0),),

@@ -18,7 +18,7 @@ from qpass.quantizer import QParams, Quantizer, fake_quantize
 from qpass.slots import Slot, layer, slots
 from qpass.timegroups import edges_for
 from qpass_passes.equivalence.ties import Tie
-from qpass_passes.fitting import fit, grouped, refuse_several, spread_rows
+from qpass_passes.fitting import fit, grouped, refuse_several, settled, spread_rows
 
 
 @attrs.frozen(kw_only=True)
@@ -39,7 +39,8 @@ class Trial:
         given = [inputs[node] for tie in found for node in tie.calls]
         refuse_several(graph, given, calibration, ctx.device)
         edges_of = {slot.spec: edges_for(slot.spec, calibration.t) for slot in given}
-        samples = spread_rows(calibration, self.rows, ctx.seed)
+        by_range = [edges_of[slot.spec] for slot in given if slot.spec.time_split == "range"]
+        samples = spread_rows(calibration, self.rows, ctx.seed, by_range)  # a range for each timestep
         weights = {slot.home: slot for slot in slots(graph) if slot.index < 0}
         totals = [[0.0] * len(tried) for tried in factors]
         wanted = list(dict.fromkeys(tensor for tie in found for tensor in tie.tensors))
@@ -80,7 +81,7 @@ class Trial:
         params = fit(self.weight, kernel, partial(list, [(values, only)]))
         rounded = fake_quantize(scaled, kernel.spec, params.tensors, kernel.layout)
         moved = reference.rescale(x, given.layout, factor.reciprocal())
-        narrow = self._rounded(moved, t, given, edges)
+        narrow = self._rounded(moved, t, given, settled(edges, given, [moved], t))
         found = functional_call(module, {"weight": rounded.to(weight.dtype)}, (narrow,))
         return float((found.double() - exact.double()).square().sum())
 
