@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -36,22 +36,32 @@ SCALES = 16  # how many scales are tried with each base, and again around the be
 
 @attrs.frozen(kw_only=True, eq=False)
 class Choice:
-    """What was found for one softmax output in one time group: errors of softmax(...) V, and the likelihoods."""
+    """What was found for one softmax output in one time group: the best of each kind, and the likelihoods.
 
-    uniform: QParams
-    log: QParams
-    step: float
-    errors: tuple[float, float]
+    Kinds are u, evenly spaced levels, l, powers of 2^(1/k), and o, levels of some other quantizer's own. Errors are
+    those of softmax(...) V.
+    """
+
+    params: Mapping[str, QParams]
+    errors: Mapping[str, float]
     verdict: Verdict
 
-    def logarithmic(self, criterion: str) -> bool:
-        """Whether the levels are powers; a tie is for evenly spaced ones."""
-        return self.errors[1] < self.errors[0] if criterion == "error" else self.verdict.ratio > 0
+    def letter(self, criterion: str) -> str:
+        """Which kind it is to be; a tie is for evenly spaced levels."""
+        if criterion == "error":
+            return min(self.errors, key=self.errors.__getitem__)
+        return "l" if self.verdict.ratio > 0 else "u"
+
+    @property
+    def k(self) -> float:
+        """Of the powers: how many levels halve the value."""
+        most, next_ = self.params["l"].tensors["table"].reshape(-1).topk(2).values.tolist()
+        return round(1 / math.log2(most / next_), 3)
 
     @property
     def gain(self) -> float:
         """How many times powers halve the error of evenly spaced levels; below zero where they raise it."""
-        even, powers = (max(error, 1e-30) for error in self.errors)
+        even, powers = (max(self.errors[kind], 1e-30) for kind in "ul")
         return math.log2(even / powers)
 
 
@@ -63,9 +73,10 @@ class Daq(Pass):
     distribution is positive: `criterion = "likelihood"`. It does not say which other one, nor from which x_min on, and
     the verdict hangs on both; here they are options, x_min in units of a softmax's mean, 1 / tokens. The default
     criterion is the `error` of softmax(...) V, for which the ratio stands: the lower one wins, ties go to even
-    spacing. It also chooses k among `bases` (log2 is k = 1), and between the full range and a searched one. Both
-    verdicts are in the notes, a letter for each time group: u and l. Time groups are those of `assign`, as in
-    softmax = "int4 tensor time:20".
+    spacing. It also chooses k among `bases` (log2 is k = 1), and between the full range and a searched one. What
+    `others` fit takes part in that, whoever wrote them: for `int`, for `log`, and for `levels`, any they like. Both
+    verdicts are in the notes, a letter for each time group: u for evenly spaced levels, l for powers, o for other
+    levels. Time groups are those of `assign`, as in softmax = "int4 tensor time:20".
     """
 
     name: ClassVar[str] = "daq"
@@ -91,11 +102,21 @@ class Daq(Pass):
     uniform: Quantizer = attrs.field(
         factory=Mse, metadata={"help": "how evenly spaced levels are fitted, beside the full range"}
     )
+    others: tuple[Quantizer, ...] = attrs.field(
+        default=(), metadata={"help": "quantizers to try as well, by error, such as a plugin's"}
+    )
     rows: int = attrs.field(
         default=128,
         validator=v.ge(1),
         metadata={"help": "calibration rows to look at; more where there are many time groups: 8 for each"},
     )
+
+    def __attrs_post_init__(self) -> None:
+        if self.others and self.criterion == "likelihood":
+            raise ValueError(
+                "others: the likelihood tells powers from even spacing and nothing else; leave them out, or "
+                'write criterion = "error"'
+            )
 
     @torch.no_grad()
     def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
@@ -113,11 +134,12 @@ class Daq(Pass):
         with ctx.progress.task("daq", len(found)) as task:
             for slot in found:
                 choices, edges = self._choices(graph, slot, samples, edges_of[slot.home], ctx)
-                taken = [choice.logarithmic(self.criterion) for choice in choices]
-                if any(taken):
-                    _write(graph, slot, choices, taken, edges, ctx.device)
+                taken = [choice.letter(self.criterion) for choice in choices]
+                chosen = [choice.params[letter] for choice, letter in zip(choices, taken, strict=True)]
+                if set(taken) == {"u"}:
+                    _write_even(graph, slot, chosen, edges, ctx.device)
                 else:
-                    _write_even(graph, slot, choices, edges, ctx.device)
+                    _write(graph, slot, chosen, edges, ctx.device)
                 changed = True
                 name, times = str(slot.node.meta["origin"]), first_times(calibration.t, edges)
                 gains[name] = {t: float(f"{choices[g].gain:.3g}") for g, t in times.items()}
@@ -126,7 +148,7 @@ class Daq(Pass):
                     "error": _letters(choices, "error"),
                     "likelihood": _letters(choices, "likelihood"),
                     "alpha": [float(f"{c.verdict.alpha:.4g}") for c in choices],
-                    "k": [round(1 / c.step) for c in choices],
+                    "k": [c.k for c in choices],
                 }
                 task.advance()
         letters = "".join(str(one[self.criterion]) for one in verdicts.values())
@@ -167,24 +189,35 @@ class Daq(Pass):
         """Of each kind the candidate with the least error: full ranges and searched ones, and every base."""
         one = attrs.evolve(slot, spec=attrs.evolve(slot.spec, time_groups=1, time_split="steps"))
         logs = attrs.evolve(one.spec, format="log")
+        own = attrs.evolve(one.spec, format="levels")
         exact, batches = p @ value, partial(_single, p)
 
-        def tried(spec: QuantSpec, params: QParams, step: float) -> tuple[float, QParams, float]:
+        def tried(spec: QuantSpec, params: QParams) -> tuple[float, QParams]:
             rounded = fake_quantize(p, spec, params.tensors, slot.layout)
-            return float((rounded @ value - exact).double().square().sum()), params, step
+            return float((rounded @ value - exact).double().square().sum()), params
+
+        def fitted(spec: QuantSpec, *quantizers: Quantizer) -> list[tuple[float, QParams]]:
+            return [tried(spec, fit(how, attrs.evolve(one, spec=spec), batches)) for how in quantizers]
 
         summary = summarise(batches, logs, exact_below=1 << 16, most=1 << 20)
         gap = 0.9 / (SCALES - 1)
         grids = (torch.linspace(1.2, 0.3, SCALES) - 1, torch.linspace(-gap, gap, SCALES))
-        even = [tried(one.spec, fit(how, one, batches), 0.0) for how in (AbsMax(), self.uniform)]
         powers = [
-            tried(logs, log_params(scale, logs, 1 / k), 1 / k)
+            tried(logs, log_params(scale, logs, 1 / k))
             for k in self.bases
             for scale in (summary.high, search(summary, logs, 1 / k, grids)[0])
         ]
-        (error, uniform, _), (other, log, step) = (min(some, key=lambda one: one[0]) for some in (even, powers))
-        verdict = judge(p, self.x_min / p.shape[-1], self.alternative)
-        return Choice(uniform=uniform, log=log, step=step, errors=(error, other), verdict=verdict)
+        kinds = {
+            "u": fitted(one.spec, AbsMax(), self.uniform, *self.others),
+            "l": powers + fitted(logs, *self.others),
+            "o": fitted(own, *self.others),
+        }
+        best = {kind: min(some, key=lambda one: one[0]) for kind, some in kinds.items() if some}
+        return Choice(
+            params={kind: params for kind, (_, params) in best.items()},
+            errors={kind: error for kind, (error, _) in best.items()},
+            verdict=judge(p, self.x_min / p.shape[-1], self.alternative),
+        )
 
 
 def _wanted(slot: Slot) -> bool:
@@ -234,13 +267,12 @@ def _single(values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _letters(choices: list[Choice], criterion: str) -> str:
-    return "".join("l" if choice.logarithmic(criterion) else "u" for choice in choices)
+    return "".join(choice.letter(criterion) for choice in choices)
 
 
 def _write(
-    graph: GraphModule, slot: Slot, choices: list[Choice], taken: list[bool], edges: Tensor | None,
-    device: torch.device,
-) -> None:  # fmt: skip
+    graph: GraphModule, slot: Slot, chosen: list[QParams], edges: Tensor | None, device: torch.device
+) -> None:
     """From now on the slot's spec is `levels`, with those of each group."""
     spec = attrs.evolve(slot.spec, format="levels")
     node = spec_of(slot.node)
@@ -248,7 +280,6 @@ def _write(
     inputs = (spec, *node.inputs[1:])
     slot.node.meta["qpass"] = attrs.evolve(node, inputs=inputs)
     size = 2**spec.widest
-    chosen = [choice.log if log else choice.uniform for choice, log in zip(choices, taken, strict=True)]
     rows = [levels(params, spec, size) for params in chosen]
     scale, table, thresholds = (torch.stack(part).to(device) for part in zip(*rows, strict=True))
     tensors = {"scale": scale.reshape(-1, 1), "table": table, "thresholds": thresholds}
@@ -258,12 +289,10 @@ def _write(
 
 
 def _write_even(
-    graph: GraphModule, slot: Slot, choices: list[Choice], edges: Tensor | None, device: torch.device
+    graph: GraphModule, slot: Slot, chosen: list[QParams], edges: Tensor | None, device: torch.device
 ) -> None:
     """The chosen scales, at the slot as it is: nobody fits others."""
-    tensors = {
-        part: torch.cat([one.uniform.tensors[part] for one in choices]).to(device) for part in ("scale", "zero")
-    }
+    tensors = {part: torch.cat([one.tensors[part] for one in chosen]).to(device) for part in ("scale", "zero")}
     if edges is not None:
         tensors["edges"] = edges.to(device)
     write_params(graph, slot, QParams(kind="affine", tensors=tensors))
@@ -279,7 +308,7 @@ def levels(params: QParams, spec: QuantSpec, size: int) -> tuple[Tensor, Tensor,
         table = codes / largest
         scale, thresholds = scale * largest, (table[1:] + table[:-1]) / 2
     else:
-        table, thresholds = params.tensors["table"], params.tensors["thresholds"]
+        table, thresholds = (params.tensors[part].reshape(-1) for part in ("table", "thresholds"))
     short = size - len(table)  # a large base has fewer levels than codes: the rest are never chosen
     table = torch.cat([table, table[-1:].expand(short)])
     return scale, table, torch.cat([thresholds, thresholds.new_full((short,), torch.inf)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import ClassVar
 
 import attrs
 import pytest
@@ -19,7 +20,7 @@ from qpass.artifact.folder import Artifact, load_artifact, save
 from qpass.errors import PreconditionError
 from qpass.kernels import reference
 from qpass.manager import PassManager
-from qpass.quantizer import fake_quantize, params_from_range
+from qpass.quantizer import QParams, Quantizer, fake_quantize, params_from_range
 from qpass.slots import find, read_params, slots
 from qpass.spec import QuantSpec, parse_spec
 
@@ -86,8 +87,8 @@ def test_planted_distributions_are_told_apart(context):
     scores[:, :, 5, 7] += 20
     peaked = torch.softmax(scores, -1)
     found = [Daq()._choice(slot, p, value) for p in (flat, peaked)]
-    assert [choice.logarithmic("error") for choice in found] == [False, True]
-    assert found[1].errors[1] < found[1].errors[0] / 3
+    assert [choice.letter("error") for choice in found] == ["u", "l"]
+    assert found[1].errors["l"] < found[1].errors["u"] / 3
 
 
 def test_the_likelihood_decides_where_asked(context):
@@ -99,8 +100,57 @@ def test_the_likelihood_decides_where_asked(context):
     tails = {"l": (1 - u) ** (-1 / 1.5) / 32, "u": 1 / 32 - (1 - u).log() / 32}
     for letter, p in tails.items():
         found = Daq()._choice(slot, p, value)
-        assert found.logarithmic("likelihood") == (letter == "l")
+        assert found.letter("likelihood") == letter
         assert abs(found.verdict.normalised) > 3
+
+
+@attrs.frozen(kw_only=True)
+class Lloyd(Quantizer):
+    """Of `levels`, the means of what lies nearest to each; else the full range."""
+
+    name: ClassVar[str] = "lloyd"
+
+    def fit(self, batches, spec):
+        if spec.format != "levels":
+            return AbsMax().fit(batches, spec)
+        values = torch.cat([x.flatten() for x, _ in batches()])
+        table = values.quantile((torch.arange(2**spec.widest) + 0.5) / 2**spec.widest)
+        for _ in range(30):
+            nearest = torch.bucketize(values, (table[1:] + table[:-1]) / 2)
+            table = torch.stack([values[nearest == code].mean() for code in range(len(table))])
+        scale = table.abs().max().reshape(1, 1)
+        table = table / scale[0, 0]
+        return QParams(
+            kind="codebook", tensors={"scale": scale, "table": table, "thresholds": (table[1:] + table[:-1]) / 2}
+        )
+
+
+def test_other_quantizers_take_part(context, tmp_path):
+    """One with levels of its own wins where values lie on them, and an artifact keeps those."""
+    source = torch.Generator().manual_seed(0)
+    slot = attrs.evolve(next(iter(products(chosen(context, "int4 tensor")[0]).values())), spec=QuantSpec(bits=2))
+    value = torch.randn(8, 2, 4, 8, generator=source)
+    shares = torch.tensor([0.06, 0.11, 0.31, 0.52])
+    planted = torch.stack([shares[torch.randperm(4, generator=source)] for _ in range(64)]).reshape(8, 2, 4, 4)
+    found = Daq(others=(Lloyd(),))._choice(slot, planted, value)
+    assert found.letter("error") == "o"
+    assert found.errors["o"] < 1e-9 < found.errors["u"] / 10
+    assert Daq(others=(AbsMax(),))._choice(slot, planted, value).letter("error") in "ul"
+
+    graph, notes = chosen(context, "int3 tensor time:2", others=(Lloyd(),))
+    letters = "".join(one["error"] for one in notes["by"].values())
+    assert "o" in letters
+    assert set(letters) <= set("ulo")
+    realised = PassManager([Simulate()]).run(graph, context).graph
+    save(Artifact(graph=realised), tmp_path / "a", context.catalog)
+    loaded, inputs = load_artifact(tmp_path / "a", context.catalog).graph, context.model.example(4)
+    with torch.no_grad():
+        assert torch.equal(loaded(*inputs), realised(*inputs))
+
+
+def test_the_likelihood_knows_no_others():
+    with pytest.raises(ValueError, match=r'others: the likelihood tells powers .* criterion = "error"'):
+        Daq(criterion="likelihood", others=(AbsMax(),))
 
 
 def test_what_was_chosen_is_carried_out(context, tmp_path):
