@@ -10,6 +10,7 @@ import torch
 from qpass_passes.assign import Assign
 from qpass_passes.brecq import Brecq
 from qpass_passes.calibration.uniform_steps import UniformSteps
+from qpass_passes.equivalence.channels import ChannelRanges
 from qpass_passes.fitting import fit_weights
 from qpass_passes.gptq import Gptq
 from qpass_passes.quantizers.mse import Mse
@@ -20,7 +21,7 @@ from qpass_passes.row_places import Places, look
 from qpass_passes.simulate import Simulate
 from torch import Tensor, nn
 
-from qpass.activations import Samples
+from qpass.activations import Samples, run_recording
 from qpass.errors import PreconditionError
 from qpass.graph import block_module, trace
 from qpass.manager import PassManager
@@ -125,6 +126,21 @@ def test_they_stand_where_the_model_puts_them(context):
         ((_, value, found),) = look(ctx.reference, [node], ctx.get(ctx.calibration, ctx.reference), CPU)
         assert found == places
         assert torch.equal(found.as_given(found.by_row(value)), value)
+
+
+@pytest.mark.parametrize("kind", [SequenceFirst, Halves, Flat])
+def test_channels_are_watched_by_the_timesteps_of_their_rows(context, kind):
+    """What a layer reads goes up to at each timestep: as when the model is given that row alone."""
+    ctx = of(context, kind)
+    samples = ctx.get(ctx.calibration, ctx.reference)
+    found = ctx.get(ChannelRanges(calibration=ctx.calibration, rows=ROWS), ctx.reference)
+    node = next(node for node in ctx.reference.graph.nodes if node.target == "middle")
+    for place in range(ROWS):
+        value = run_recording(ctx.reference, node.args, samples.take(torch.tensor([place])).inputs)[node.args[0]]
+        name = node.meta["origin"]
+        assert torch.allclose(found.low[name][place], value.flatten(0, -2).amin(0), atol=1e-5)
+        assert torch.allclose(found.high[name][place], value.flatten(0, -2).amax(0), atol=1e-5)
+        assert torch.allclose(found.typical[name][place], value.flatten(0, -2).abs().amax(0), atol=1e-5)
 
 
 def test_rows_that_are_alike_do_not_hide_the_order():

@@ -15,7 +15,8 @@ from qpass.analysis import Analysis
 from qpass.manager import PassContext
 from qpass.slots import layer
 from qpass_passes.equivalence.ties import Tie
-from qpass_passes.fitting import choose_rows
+from qpass_passes.fitting import spread_rows
+from qpass_passes.row_places import Places, look
 
 BATCH = 64  # rows at a time, where the memory budget has room for them
 
@@ -61,9 +62,13 @@ class ChannelRanges(Analysis[Channels]):
     @torch.no_grad()
     def compute(self, graph: GraphModule, ctx: PassContext) -> Channels:
         """One pass over the rows; only the ranges are kept."""
-        samples = choose_rows(ctx.get(self.calibration, graph), self.rows, ctx.seed)
+        samples = spread_rows(ctx.get(self.calibration, graph), self.rows, ctx.seed)
         times, step = torch.unique(samples.t, return_inverse=True)
-        watch = _Watch(graph, len(times))
+        sources = {
+            n.args[0] for n in graph.graph.nodes if layer(graph, n) is not None and isinstance(n.args[0], Node)
+        }
+        places = {node: found for node, _, found in look(graph, sources, samples, ctx.device)}
+        watch = _Watch(graph, len(times), places)
         batch = rows_within(ctx.memory_budget // 4, widest_row(graph, samples, ctx.device), BATCH)
         with ctx.progress.task("channel ranges", len(samples)) as task:
             for inputs, steps in zip(samples.batches(batch, ctx.device), torch.split(step, batch), strict=True):
@@ -83,9 +88,9 @@ class ChannelRanges(Analysis[Channels]):
 class _Watch(Interpreter):
     """Runs the graph and widens each layer's ranges by what it reads."""
 
-    def __init__(self, graph: GraphModule, steps: int) -> None:
+    def __init__(self, graph: GraphModule, steps: int, places: Mapping[Node, Places | None]) -> None:
         super().__init__(graph)
-        self.graph_module, self.steps = graph, steps
+        self.graph_module, self.steps, self.places = graph, steps, places
         self.low: dict[str, Tensor] = {}
         self.high: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}
@@ -95,23 +100,23 @@ class _Watch(Interpreter):
     def run_node(self, n: Node) -> Any:
         module = layer(self.graph_module, n)
         if module is not None and isinstance(n.args[0], Node):
-            self._widen(str(n.meta["origin"]), self.env[n.args[0]], -1 if isinstance(module, nn.Linear) else 1)
+            x = self.env[n.args[0]].float()
+            last = x if isinstance(module, nn.Linear) else x.movedim(1, -1)
+            self._widen(str(n.meta["origin"]), last, self.places[n.args[0]])
         return super().run_node(n)
 
-    def _widen(self, name: str, x: Tensor, axis: int) -> None:
-        step = self.step
-        if len(x) != len(step):  # no rows of its own: the same for all, or several to a row
-            step = (
-                step.repeat_interleave(len(x) // len(step)) if len(x) % len(step) == 0 else step[:1].expand(len(x))
-            )
-        values = x.float().movedim(axis, 1).flatten(2) if x.dim() > 2 else x.float().unsqueeze(2)
+    def _widen(self, name: str, x: Tensor, places: Places | None) -> None:
+        """By values whose channels are in the last axis; without places they are the same for every row."""
+        rows = x.unsqueeze(0) if places is None else places.by_row(x)
+        rows = rows.reshape(len(rows), -1, x.shape[-1])
+        low, high = (part.expand(len(self.step), -1) for part in (rows.amin(1), rows.amax(1)))
         if name not in self.low:
-            self.low[name] = values.new_full((self.steps, values.shape[1]), torch.inf)
-            self.high[name] = values.new_full((self.steps, values.shape[1]), -torch.inf)
-            self.sums[name] = torch.zeros(self.steps, values.shape[1], dtype=torch.float64, device=values.device)
-            self.seen[name] = torch.zeros(self.steps, dtype=torch.float64, device=values.device)
-        index = step.unsqueeze(1).expand(-1, values.shape[1])
-        self.low[name].scatter_reduce_(0, index, values.amin(2), "amin")
-        self.high[name].scatter_reduce_(0, index, values.amax(2), "amax")
-        self.sums[name].index_add_(0, step, values.abs().amax(2).double())
-        self.seen[name].index_add_(0, step, torch.ones(len(step), dtype=torch.float64, device=values.device))
+            shape = (self.steps, x.shape[-1])
+            self.low[name], self.high[name] = x.new_full(shape, torch.inf), x.new_full(shape, -torch.inf)
+            self.sums[name] = torch.zeros(shape, dtype=torch.float64, device=x.device)
+            self.seen[name] = torch.zeros(self.steps, dtype=torch.float64, device=x.device)
+        index = self.step.unsqueeze(1).expand_as(low)
+        self.low[name].scatter_reduce_(0, index, low, "amin")
+        self.high[name].scatter_reduce_(0, index, high, "amax")
+        self.sums[name].index_add_(0, self.step, torch.maximum(-low, high).double())
+        self.seen[name].index_add_(0, self.step, torch.ones_like(self.step, dtype=torch.float64))
