@@ -122,8 +122,8 @@ def _places(node: Node, first: Tensor, second: Tensor, order: Tensor) -> Places 
         raise PreconditionError(
             f"the rows of a batch cannot be found in {str(node.meta.get('origin', node.name))!r}, a tensor of shape "
             f"{tuple(first.shape)} for {len(order) + 1} rows: each row must have places of its own along one axis, for "
-            "blocks to be computed from chosen rows and for time groups; leave out the passes that go block by block, "
-            "and 'time:'"
+            "blocks to be computed from chosen rows, for time groups and for channels' ranges by timestep; leave out "
+            "the passes that go block by block or by channel, and 'time:'"
         )
     return best
 
