@@ -103,7 +103,9 @@ class Daq(Pass):
         factory=Mse, metadata={"help": "how evenly spaced levels are fitted, beside the full range"}
     )
     others: tuple[Quantizer, ...] = attrs.field(
-        default=(), metadata={"help": "quantizers to try as well, by error, such as a plugin's"}
+        default=(),
+        validator=v.deep_iterable(v.instance_of(Quantizer), v.instance_of(tuple)),  # type: ignore[type-abstract]
+        metadata={"help": "quantizers to try as well, by error, such as a plugin's"},
     )
     rows: int = attrs.field(
         default=128,

@@ -14,6 +14,7 @@ from installed import GIVEN, KNOWN, before, fields, in_recipes, made
 
 from qpass.cli.describe import docstring, first_sentence
 from qpass.plugins import KINDS
+from qpass.quantizer import Quantizer
 from qpass.recipe import from_data
 from qpass.recipe.structure import Structure, to_data
 
@@ -33,7 +34,11 @@ def others(value: Any, kind: Any) -> Iterator[Any]:
     elif isinstance(value, str):
         yield from ("int5 channel", "linear", "scaled_linear", "other")
     elif isinstance(value, tuple):
-        yield (made(get_args(kind)[0]),) if attrs.has(get_args(kind)[0]) else ("a", "b")
+        one = get_args(kind)[0]
+        if one is Quantizer:
+            yield tuple(made(each) for each in KNOWN.classes["quantizers"].values())
+        else:
+            yield (made(one),) if attrs.has(one) else ("a", "b")
     elif isinstance(value, dict):
         yield {"beta_schedule": "linear", "steps": [1, 2.5, True]}
 
