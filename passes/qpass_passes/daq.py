@@ -19,9 +19,10 @@ from qpass.graph.attention import after_softmax
 from qpass.kernels import reference
 from qpass.manager import Pass, PassContext, PassResult
 from qpass.quantizer import QParams, Quantizer, fake_quantize, summarise
-from qpass.slots import MATMULS, Slot, slots, spec_of, write_params
+from qpass.slots import MATMULS, Slot, slots
 from qpass.spec import QuantSpec
 from qpass.timegroups import edges_for
+from qpass_passes.chosen_levels import write_even, write_levels
 from qpass_passes.fitting import choose_rows, fit, refuse_fitted, refuse_several, settled, spread_rows
 from qpass_passes.power_law import Alternative, Verdict, judge
 from qpass_passes.quantizers.absmax import AbsMax
@@ -139,9 +140,9 @@ class Daq(Pass):
                 taken = [choice.letter(self.criterion) for choice in choices]
                 chosen = [choice.params[letter] for choice, letter in zip(choices, taken, strict=True)]
                 if set(taken) == {"u"}:
-                    _write_even(graph, slot, chosen, edges, ctx.device)
+                    write_even(graph, slot, chosen, edges, ctx.device)
                 else:
-                    _write(graph, slot, chosen, edges, ctx.device)
+                    write_levels(graph, slot, chosen, edges, ctx.device)
                 changed = True
                 name, times = str(slot.node.meta["origin"]), first_times(calibration.t, edges)
                 gains[name] = {t: float(f"{choices[g].gain:.3g}") for g, t in times.items()}
@@ -270,47 +271,3 @@ def _single(values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _letters(choices: list[Choice], criterion: str) -> str:
     return "".join(choice.letter(criterion) for choice in choices)
-
-
-def _write(
-    graph: GraphModule, slot: Slot, chosen: list[QParams], edges: Tensor | None, device: torch.device
-) -> None:
-    """From now on the slot's spec is `levels`, with those of each group."""
-    spec = attrs.evolve(slot.spec, format="levels")
-    node = spec_of(slot.node)
-    assert node is not None
-    inputs = (spec, *node.inputs[1:])
-    slot.node.meta["qpass"] = attrs.evolve(node, inputs=inputs)
-    size = 2**spec.widest
-    rows = [levels(params, spec, size) for params in chosen]
-    scale, table, thresholds = (torch.stack(part).to(device) for part in zip(*rows, strict=True))
-    tensors = {"scale": scale.reshape(-1, 1), "table": table, "thresholds": thresholds}
-    if edges is not None:
-        tensors["edges"] = edges.to(device)
-    write_params(graph, attrs.evolve(slot, spec=spec), QParams(kind="codebook", tensors=tensors))
-
-
-def _write_even(
-    graph: GraphModule, slot: Slot, chosen: list[QParams], edges: Tensor | None, device: torch.device
-) -> None:
-    """The chosen scales, at the slot as it is: nobody fits others."""
-    tensors = {part: torch.cat([one.tensors[part] for one in chosen]).to(device) for part in ("scale", "zero")}
-    if edges is not None:
-        tensors["edges"] = edges.to(device)
-    write_params(graph, slot, QParams(kind="affine", tensors=tensors))
-
-
-def levels(params: QParams, spec: QuantSpec, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One parameter set as a scale, `size` levels within [-1, 1] and the thresholds between them."""
-    scale = params.tensors["scale"].reshape(())
-    if params.kind == "affine":
-        low, high = reference.levels(spec.widest, spec.symmetric)
-        codes = torch.arange(int(low), int(high) + 1).float() - params.tensors["zero"].reshape(())
-        largest = codes.abs().max()
-        table = codes / largest
-        scale, thresholds = scale * largest, (table[1:] + table[:-1]) / 2
-    else:
-        table, thresholds = (params.tensors[part].reshape(-1) for part in ("table", "thresholds"))
-    short = size - len(table)  # a large base has fewer levels than codes: the rest are never chosen
-    table = torch.cat([table, table[-1:].expand(short)])
-    return scale, table, torch.cat([thresholds, thresholds.new_full((short,), torch.inf)])

@@ -9,7 +9,8 @@ import attrs
 import pytest
 import torch
 from qpass_passes.assign import Assign
-from qpass_passes.daq import Daq, levels
+from qpass_passes.chosen_levels import levels
+from qpass_passes.daq import Daq
 from qpass_passes.qdrop import QDrop
 from qpass_passes.quantizers.absmax import AbsMax
 from qpass_passes.quantizers.log2 import log_params
