@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -21,12 +22,13 @@ from torch.fx import GraphModule
 
 from qpass.activations import Samples
 from qpass.analysis import Analysis
-from qpass.artifact import Artifact
+from qpass.artifact import Artifact, save
 from qpass.graph import trace
 from qpass.manager import PassContext, PassManager
 from qpass.plugins import Catalog, catalog
 from qpass.sampling import Sampling
 
+sys.path.insert(0, str(Path(__file__).parent))  # for `forger`
 sys.path.insert(0, str(Path(__file__).parent.parent / "graph"))  # the tiny models that tracing is held to
 import tiny
 
@@ -107,3 +109,19 @@ def quantize(known: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Quanti
         )
 
     return make
+
+
+@pytest.fixture(scope="module")
+def whole(quantize: Quantize, known: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact as it should be."""
+    folder = tmp_path_factory.mktemp("whole") / "artifact"
+    save(quantize("unet", "int4 group:16", "int8 tensor time:4").artifact, folder, known)
+    return folder
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    """A copy to do harm to."""
+    harmed = tmp_path / "artifact"
+    shutil.copytree(whole, harmed)
+    return harmed
