@@ -7,7 +7,6 @@ shard; in memory are one shard's images and features.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import safe_open
 from torch import Tensor
 
 from qpass.evaluator import EvaluationError
-from qpass.files import checksum, write_file
+from qpass.files import checksum
 from qpass.images import Images
+from qpass.kept import keep, kept
 from qpass.measuring import Bench
 from qpass.source import source_hash
 from qpass_evaluators.population import Population
@@ -92,14 +91,11 @@ def extract(network: FeatureNetwork, images: Images, bench: Bench) -> Features:
     total = math.ceil(len(images) / ROWS)
     done = 0
     size, digest = "", ""
-    while done < total and (kept := read(place(folder, done))) is not None:
-        size, digest = kept.size, chained(digest, kept.pixels)
+    while done < total and (shard := read(place(folder, done))) is not None:
+        size, digest = shard.size, chained(digest, shard.pixels)
         done += 1
     for index, shard in enumerate(shards(network, images, bench, start=done, size=size), done):
-        tensors = {name: rows.contiguous() for name, rows in shard.features.items()}
-        about = {"size": shard.size, "pixels": shard.pixels}
-        about["checksum"] = hash_of(tensors)
-        write_file(place(folder, index), save(tensors, metadata={"qpass": json.dumps(about)}))
+        keep(place(folder, index), shard.features, {"size": shard.size, "pixels": shard.pixels})
         size, digest = shard.size, chained(digest, shard.pixels)
     return Features(images=images, network=network, folder=folder, about={"size": size, "digest": digest[:16]})
 
@@ -140,26 +136,12 @@ def place(folder: Path, index: int) -> Path:
 
 def read(file: Path) -> Shard | None:
     """A shard, if it is there and whole."""
-    try:
-        with safe_open(file, "pt") as opened:
-            about = json.loads((opened.metadata() or {})["qpass"])
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no mapping
-    except (OSError, SafetensorError, KeyError, ValueError):
+    if (found := kept(file)) is None:
         return None
-    if about["checksum"] != hash_of(tensors):
-        return None
+    tensors, about = found
     return Shard(features=tensors, size=about["size"], pixels=about["pixels"])
 
 
 def chained(digest: str, pixels: str) -> str:
     """The hash of all images so far, from that of all before and that of one shard."""
     return hashlib.sha256(f"{digest} {pixels}".encode()).hexdigest()
-
-
-def hash_of(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of the tensors' bytes."""
-    total = hashlib.sha256()
-    for name in sorted(tensors):
-        total.update(name.encode())
-        total.update(tensors[name].numpy().tobytes())
-    return total.hexdigest()

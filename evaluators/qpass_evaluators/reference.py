@@ -22,11 +22,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from qpass.evaluator import EvaluationError
-from qpass.files import checksum, write_file
+from qpass.files import checksum
 from qpass.images import Images
+from qpass.kept import hash_of, keep, kept
 from qpass.measuring import Bench
 from qpass.source import source_hash
-from qpass_evaluators.features import ROWS, chained, hash_of, mark, shards
+from qpass_evaluators.features import ROWS, chained, mark, shards
 from qpass_evaluators.population import Population
 from qpass_evaluators.statistics.moments import Moments, moments_of, nothing, symmetric, upper
 
@@ -208,23 +209,16 @@ def save_checkpoint(file: Path, state: State) -> None:
     """Keep the state."""
     tensors = {f"{o}.mean": m.mean for o, m in state.moments.items()}
     tensors |= {f"{o}.scatter": m.scatter for o, m in state.moments.items()}
-    tensors |= {f"{o}.rows": r.contiguous() for o, r in state.rows.items()}
+    tensors |= {f"{o}.rows": r for o, r in state.rows.items()}
     count = next(iter(state.moments.values())).count
-    about = {"done": state.done, "size": state.size, "digest": state.digest, "count": count}
-    about["checksum"] = hash_of(tensors)
-    write_file(file, save(tensors, metadata={"qpass": json.dumps(about)}))
+    keep(file, tensors, {"done": state.done, "size": state.size, "digest": state.digest, "count": count})
 
 
 def load_checkpoint(file: Path) -> State | None:
     """The state, if it is there and whole."""
-    try:
-        with safe_open(file, "pt") as opened:
-            about = json.loads((opened.metadata() or {})["qpass"])
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no mapping
-    except (OSError, SafetensorError, KeyError, ValueError):
+    if (found := kept(file)) is None:
         return None
-    if about["checksum"] != hash_of(tensors):
-        return None
+    tensors, about = found
     outputs = [name.removesuffix(".mean") for name in tensors if name.endswith(".mean")]
     return State(
         done=about["done"],

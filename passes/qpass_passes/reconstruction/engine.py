@@ -6,24 +6,21 @@ once, rolling forward, so the cost is linear in the number of blocks. Every fini
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import attrs
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from qpass.activations import Samples
 from qpass.errors import PreconditionError, QpassError
-from qpass.files import checksum, free_bytes, write_file
+from qpass.files import checksum, free_bytes
 from qpass.graph import Block, block_module
 from qpass.graph.tensors import put
+from qpass.kept import keep, kept
 from qpass.manager import PassContext
 from qpass.memory import return_freed_memory
 from qpass.progress import Task, peak_memory_mb, span
@@ -185,15 +182,16 @@ class Reconstruction:
         streams.advance_full(block, plain)
         trace = None
         if targets:
-            if kept := load(file):
-                trace, tensors = kept
+            if found := kept(file):
+                tensors, about = found
+                trace = Trace(**about)
                 _restore(soft, tensors)
                 task.skip(objective.iterations + objective.polishing)
             else:
                 seed = _seed(ctx.seed, self.key, block.name)
                 data = attrs.evolve(streams.data(), weights=weights)
                 trace = reconstruct(soft, data, objective, targets, seed, task)
-                write_file(file, _saved(soft, trace))
+                keep(file, _learned(soft), attrs.asdict(trace))
             _leave(self.graph, soft)
             settled |= {one.slot.home for one in soft.roundings()}
         soft.eval()
@@ -212,12 +210,9 @@ def _leave(graph: GraphModule, soft: SoftBlock) -> None:
             write_params(graph, slot, attrs.evolve(quantizer.params, tensors=quantizer.tensors()))
 
 
-def _saved(soft: SoftBlock, trace: Trace) -> bytes:
+def _learned(soft: SoftBlock) -> dict[str, Tensor]:
     tensors = {f"codes {one.slot.home}": one.codes for one in soft.roundings()}
-    tensors |= {f"scale {one.slot.home}": one.scale.detach() for one in soft.learned_steps()}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    content: bytes = save(tensors, metadata={"trace": json.dumps(attrs.asdict(trace)), "hash": _hash(tensors)})
-    return content
+    return tensors | {f"scale {one.slot.home}": one.scale.detach() for one in soft.learned_steps()}
 
 
 def _restore(soft: SoftBlock, tensors: Mapping[str, Tensor]) -> None:
@@ -226,27 +221,6 @@ def _restore(soft: SoftBlock, tensors: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for quantizer in soft.learned_steps():
             quantizer.scale.copy_(tensors[f"scale {quantizer.slot.home}"])
-
-
-def load(file: Path) -> tuple[Trace, dict[str, Tensor]] | None:
-    """A finished block, if it is there and whole."""
-    try:
-        with safe_open(file, "pt") as opened:
-            about = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no mapping
-        if about["hash"] != _hash(tensors):
-            return None
-        return Trace(**json.loads(about["trace"])), tensors
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
-        return None
-
-
-def _hash(tensors: Mapping[str, Tensor]) -> str:
-    total = hashlib.sha256()
-    for name in sorted(tensors):
-        total.update(name.encode())
-        total.update(tensors[name].numpy().tobytes())
-    return total.hexdigest()
 
 
 def _seed(seed: int, key: str, block: str) -> int:
