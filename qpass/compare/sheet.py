@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -164,10 +164,22 @@ def _notes(rows: Sequence[Row], columns: Sequence[Column]) -> tuple[list[str], d
     marks = {place: mark for mark, places in enumerate(found.values(), 1) for place in places}
     notes = [
         f"[{mark}] {', '.join(dict.fromkeys(column.title for column in places.values()))} of "
-        f"{', '.join(dict.fromkeys(rows[index].title for index, _ in places))}: {text}"
+        f"{', '.join(_whose(rows, places))}: {text}"
         for mark, (text, places) in enumerate(found.items(), 1)
     ]
     return notes, marks
+
+
+def _whose(rows: Sequence[Row], places: Collection[tuple[int, Key]]) -> Iterator[str]:
+    """The rows of these figures; where they are all that a model has in these columns, the model alone."""
+    keys = {key for _, key in places}
+    named = {index for index, _ in places}
+    for model in dict.fromkeys(rows[index].model for index in sorted(named)):
+        own = [index for index, row in enumerate(rows) if row.model == model and not keys.isdisjoint(row.figures)]
+        if len(own) > 1 and named.issuperset(own):
+            yield f"all on {model}"
+        else:
+            yield from (rows[index].title for index in own if index in named)
 
 
 def _remarks(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:

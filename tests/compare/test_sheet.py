@@ -71,6 +71,18 @@ def test_unlike_protocols_are_marked_and_named() -> None:
     )
 
 
+def test_a_note_names_a_model_once() -> None:
+    """Where all of a model's figures are unlike the first, its rows are not named one by one; some of them are."""
+    found = sheet([
+        cell("a", "m", metric("fid", 1.0, steps=20)),
+        cell("b", "m", metric("fid", 1.0, steps=50)),
+        cell("a", "n", metric("fid", 2.0, steps=50), metric("kid", 1.0)),
+        cell("b", "n", metric("fid", 3.0, steps=50)),
+        cell("c", "n", metric("kid", 3.0)),
+    ])  # fmt: skip
+    assert found.notes[0] == "[1] fid of b on m, all on n: measured unlike a on m: steps 50 against 20"
+
+
 def test_an_original_measured_twice_has_two_rows() -> None:
     """Where recipes sample differently, each figure of the original stands, the second with its note."""
     found = sheet([
