@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import attrs
 from attrs import validators as v
+from torch import nn
 from torch.fx import GraphModule, Node
 
 from qpass.errors import PreconditionError, did_you_mean
@@ -31,6 +32,11 @@ def _weight_text(instance: object, attribute: attrs.Attribute[str], value: str) 
 def _input_text(instance: object, attribute: attrs.Attribute[str], value: str) -> None:
     if value != "float":
         parse_spec(value, symmetric=False)
+
+
+def _linear_text(instance: object, attribute: attrs.Attribute[str], value: str) -> None:
+    if value != "same":
+        _input_text(instance, attribute, value)
 
 
 def _attention_text(instance: object, attribute: attrs.Attribute[str], value: str) -> None:
@@ -79,6 +85,14 @@ class Assign(Pass):
         default="int8 tensor",
         validator=_input_text,
         metadata={"help": 'quantizer of layer inputs, like "int8 tensor time:10" or "int8 token dynamic"'},
+    )
+    linear_input: str = attrs.field(
+        default="same",
+        validator=_linear_text,
+        metadata={
+            "help": "quantizer of the inputs of linear layers, each token of which can have a scale of its own, like "
+            '"int4 token dynamic"; "same" as those of convolutions, or "float"'
+        },
     )
     attention: str = attrs.field(
         default="same",
@@ -154,12 +168,15 @@ class Assign(Pass):
         name = str(node.meta.get("origin", ""))
         if any(fnmatchcase(name, glob) for glob in self.keep):
             return None
+        at = layer(graph, node)
         weight, given = (self.edge_weight, self.edge_input) if edge else (self.weight, self.input)
+        if self.linear_input != "same" and isinstance(at, nn.Linear) and not edge:
+            given = self.linear_input
         inside, softmax = self.input if self.attention == "same" else self.attention, self.softmax
         for rule in self.rules:
             if fnmatchcase(name, rule.match):
                 weight, given, inside, softmax = rule.weight, rule.input, rule.input, rule.softmax
-        if layer(graph, node) is not None:
+        if at is not None:
             spec = NodeSpec(weight=_parse(weight, True), inputs=(_parse(given, False),))
         elif node.target in MATMULS:
             texts = (softmax if softmax != "same" and after_softmax(arg) else inside for arg in node.args[:2])

@@ -63,6 +63,12 @@ def one_group(recipe: Recipe) -> None:
     assign["input"] = assign["input"].split(" time:")[0]
 
 
+def dynamic(recipe: Recipe) -> None:
+    """A scale for each sample as it comes, as in Q-DiT, in place of one for each step."""
+    one_group(recipe)
+    recipe["passes"][0]["input"] += " dynamic"
+
+
 def split(recipe: Recipe) -> None:
     """Two quantizers for each concatenated input, as in Q-Diffusion and what was built on its code."""
     recipe["passes"].insert(1, {"use": "split-shortcut"})
@@ -112,6 +118,8 @@ SETTINGS: dict[str, tuple[Change, ...]] = {
     "strength-1": (with_("tcr", search=False),),
     "strength-half": (with_("tcr", search=False, strength=0.5),),
     "split": (split,),
+    "dynamic-together": (without("tcr", "daq", "par"), dynamic),
+    "dynamic": (dynamic,),
     "drop-half": (with_("qdrop", drop=0.5), with_("par", drop=0.5)),
     "balance-0": (with_("qdrop", balance=0.0), with_("par", balance=0.0)),
     "balance-half": (with_("qdrop", balance=0.5), with_("par", balance=0.5)),

@@ -86,6 +86,21 @@ def test_the_last_rule_that_matches_holds(context):
     assert found["down_blocks.0.resnets.0.conv1"].weight.bits == 4
 
 
+def test_linear_layers_may_have_inputs_of_their_own(context):
+    """Convolutions, attention's products, edges and what a rule names keep theirs."""
+    token = parse_spec("int4 token dynamic", symmetric=False)
+    _, plain = assigned(context, rules=(Rule(match="*.to_v", input="int6 tensor"),))
+    _, found = assigned(
+        context, linear_input="int4 token dynamic", rules=(Rule(match="*.to_v", input="int6 tensor"),)
+    )
+    changed = {name for name, spec in found.items() if spec != plain[name]}
+    linear = {n for n, m in context.reference.named_modules() if isinstance(m, torch.nn.Linear)}
+    assert changed == {n for n in linear if not n.endswith(".to_v") and not n.startswith("time_embedding")}
+    assert all(found[name].inputs == (token,) for name in changed)
+    assert any(name.endswith(".to_q") for name in changed)
+    assert Assign(linear_input="float").linear_input == "float"
+
+
 def test_attention_in_floating_point_stays_fused(context):
     """attention = "float" leaves the fused call in the graph, and says so."""
     result, found = assigned(context, attention="float")
