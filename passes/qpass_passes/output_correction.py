@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import attrs
 import torch
@@ -10,16 +10,19 @@ from attrs import validators as v
 from torch import Tensor
 from torch.fx import GraphModule
 
-from qpass.activations import rows_within, widest_row
+from qpass.activations import Samples, rows_within, widest_row
 from qpass.errors import PreconditionError
 from qpass.figure import curves
 from qpass.graph.ops import affine_by_group
 from qpass.graph.tensors import put
 from qpass.kernels import reference
 from qpass.manager import Pass, PassContext, PassResult
+from qpass.sampling import make_scheduler, trajectory
 from qpass.spec import QuantSpec
 from qpass.timegroups import edges_for
+from qpass_passes.calibration.from_sampling import FromSampling
 from qpass_passes.fitting import choose_rows
+from qpass_passes.moments import Moments
 
 BATCH = 32  # rows that both models are called with at once, where the memory budget has room for them
 
@@ -34,7 +37,9 @@ class OutputCorrection(Pass):
     mostly negative; what is missing, or shifted, at one step is so at the next, and a sampler adds that up.
 
     Here each sampled timestep has its own k and mu, from the calibration rows of that timestep, which full precision
-    meets while it samples (our choice); between two of them the nearer one counts.
+    meets while it samples (our choice); between two of them the nearer one counts. With `way = "own"` they are from
+    what the quantized model meets while it samples the same images, every step corrected before the next: there it
+    takes noise that its own errors have left for part of the image, and gives back less of it, step after step.
     `least` bounds 1 + k from below: at the last steps of a badly rounded model k comes close to -1, and dividing by
     almost nothing would blow up what is left. It comes after `simulate`. A variance that the model predicts beside
     the noise stays as it is. PTQD takes the variance of d out of the noise that a stochastic sampler adds; that is
@@ -46,6 +51,13 @@ class OutputCorrection(Pass):
     provides: ClassVar[frozenset[str]] = frozenset({"output-corrected"})
     conflicts: ClassVar[frozenset[str]] = frozenset({"output-corrected"})
 
+    way: Literal["full", "own"] = attrs.field(
+        default="full",
+        validator=v.in_(("full", "own")),
+        metadata={
+            "help": 'on what full precision meets while sampling, or, "own", on what the model itself meets'
+        },
+    )
     gain: bool = attrs.field(
         default=True,
         validator=v.instance_of(bool),
@@ -61,31 +73,41 @@ class OutputCorrection(Pass):
         default=2048, validator=v.ge(1), metadata={"help": "calibration rows to average over; all, where fewer"}
     )
 
+    def requires(self, graph: GraphModule, ctx: PassContext) -> None:
+        """On its own way the model samples the images of the calibration set, so that has to be of samplings."""
+        if self.way == "own" and not isinstance(ctx.calibration, FromSampling):
+            raise PreconditionError(
+                f"output-correction: calibration {ctx.calibration.name!r} does not sample, so there is no way of the "
+                'quantized model\'s own to correct it on; set way = "full", or use one that does, such as uniform-steps'
+            )
+
     @torch.no_grad()
     def run(self, graph: GraphModule, ctx: PassContext) -> PassResult:
         """Regress group by group, then put one node before the output."""
-        samples = choose_rows(ctx.get(ctx.calibration, graph), self.rows, ctx.seed)
-        times = sorted(set(samples.t.float().tolist()))
-        if self.groups > len(times):
-            raise PreconditionError(
-                f"output-correction: groups is {self.groups}, but calibration saw only {len(times)} timesteps; "
-                "ask for fewer groups or sample more steps"
-            )
-        edges = edges_for(QuantSpec(time_groups=self.groups or len(times)), samples.t)
-        if edges is None:
-            edges = torch.empty(0)
+        samples = ctx.get(ctx.calibration, graph)
+        if self.way == "full":
+            samples = choose_rows(samples, self.rows, ctx.seed)
+        times = samples.t if self.way == "full" else sampled_times(ctx)
+        edges = self._edges(times).to(ctx.device)
         shape = () if ctx.model.cannot_sample() else ctx.model.sampler().shape
         sums = Moments(len(edges) + 1, shape[0] if len(shape) > 2 else None)
-        batch = rows_within(ctx.memory_budget // 4, widest_row(graph, samples, ctx.device), BATCH)
-        with ctx.progress.task("compare outputs", len(samples)) as task:
-            for inputs in samples.batches(batch, ctx.device):
-                group = reference.time_group(inputs[1], edges.to(ctx.device)).cpu()
-                sums.add(ctx.reference(*inputs), graph(*inputs), group)
-                task.advance(len(group))
-        kept, gain, shift = sums.regress(self.least if self.gain else None)
-        insert(graph, edges.to(ctx.device), gain.to(ctx.device), shift.to(ctx.device))
-        of_time = reference.time_group(torch.tensor(times), edges).tolist()
-        left = {t: float(kept[g]) for t, g in zip(times, of_time, strict=True)}
+        compare = Comparison(
+            graph=graph, ctx=ctx, edges=edges, sums=sums,
+            batch=rows_within(ctx.memory_budget // 4, widest_row(graph, samples, ctx.device), BATCH),
+        )  # fmt: skip
+        least = self.least if self.gain else None
+        if self.way == "full":
+            with ctx.progress.task("compare outputs", len(samples)) as task:
+                for inputs in samples.batches(compare.batch, ctx.device):
+                    compare.add(inputs)
+                    task.advance(len(inputs[0]))
+        else:
+            follow(compare, self.rows, least)
+        kept, gain, shift = sums.regress(least)
+        insert(graph, edges, gain.to(ctx.device), shift.to(ctx.device))
+        seen = sorted(set(times.float().tolist()))
+        of_time = reference.time_group(torch.tensor(seen), edges.cpu()).tolist()
+        left = {t: float(kept[g]) for t, g in zip(seen, of_time, strict=True)}
         return PassResult(
             graph=graph,
             changed=True,
@@ -95,40 +117,64 @@ class OutputCorrection(Pass):
             },
         )
 
+    def _edges(self, times: Tensor) -> Tensor:
+        """Between the groups of these timesteps."""
+        count = len(set(times.float().tolist()))
+        if self.groups > count:
+            raise PreconditionError(
+                f"output-correction: groups is {self.groups}, but calibration saw only {count} timesteps; "
+                "ask for fewer groups or sample more steps"
+            )
+        edges = edges_for(QuantSpec(time_groups=self.groups or count), times)
+        return torch.empty(0) if edges is None else edges
 
-class Moments:
-    """Moments of both models' outputs by group and channel, in float64."""
 
-    def __init__(self, groups: int, channels: int | None) -> None:
-        self.groups, self.channels = groups, channels
-        self.moments: Tensor | None = None  # (5, G, C): how many, y, q, q y, y y
-        self.shape: tuple[int, ...] = ()
+@attrs.frozen(kw_only=True, eq=False)
+class Comparison:
+    """Both models called on the same inputs, their outputs added to the moments."""
 
-    def add(self, theirs: Tensor, ours: Tensor, group: Tensor) -> None:
-        """Rows of both, and the group of each."""
-        axis = -1 if theirs.dim() == 3 else 1  # a sequence has its channels last
-        y, q = (x.movedim(axis, 1).flatten(2).double().cpu() for x in (theirs, ours))
-        found = torch.stack([x.sum(2) for x in (torch.ones_like(y), y, q, q * y, y * y)])
-        if self.moments is None:
-            self.moments = torch.zeros(5, self.groups, y.shape[1], dtype=torch.float64)
-            self.shape = tuple(-1 if place == axis % theirs.dim() else 1 for place in range(1, theirs.dim()))
-        self.moments.index_add_(1, group, found)
+    graph: GraphModule
+    ctx: PassContext
+    edges: Tensor
+    sums: Moments
+    batch: int
 
-    def regress(self, least: float | None) -> tuple[Tensor, Tensor, Tensor]:
-        """1 + k of each group, and the gain and the shift that undo it; `least` of None leaves the gain at 1."""
-        assert self.moments is not None
-        count, y, q, both, square = self.moments
-        few = slice(0, self.channels)  # the noise's own, where a variance comes with it
-        mean_y, mean_q = y / count, q / count
-        varying = (square - y * mean_y)[:, few].sum(1)
-        along = (both - q * mean_y)[:, few].sum(1) / varying.clamp(min=1e-30)
-        kept = torch.where(varying > 1e-30, along, 1.0)  # an output that is constant has nothing to shrink
-        factor = torch.ones_like(kept) if least is None else 1 / kept.clamp(min=least)
-        gain, shift = torch.ones_like(mean_y), torch.zeros_like(mean_y)
-        gain[:, few] = factor[:, None]
-        shift[:, few] = (mean_y - mean_q * gain)[:, few]
-        spread = (self.groups, *self.shape)
-        return kept, gain.float().reshape(spread), shift.float().reshape(spread)
+    def add(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """The quantized model's output."""
+        ours: Tensor = self.graph(*inputs)
+        self.sums.add(self.ctx.reference(*inputs), ours, reference.time_group(inputs[1], self.edges).cpu())
+        return ours
+
+
+def follow(compare: Comparison, rows: int, least: float | None) -> None:
+    """Sample with the quantized model, each step's output corrected before it is gone on from.
+
+    All images go side by side, since a step's correction is known once all of them are there.
+    """
+    ctx, fixed = compare.ctx, compare.ctx.model.unbatched()
+    assert isinstance(ctx.calibration, FromSampling)
+    chosen = ctx.calibration.chosen(ctx.reference, ctx)
+    images = chosen.any(0).nonzero().flatten()[: max(1, rows // len(chosen))]
+    with ctx.progress.task("correct on the way", len(chosen)) as task:
+
+        def denoise(*inputs: Tensor) -> Tensor:
+            parts = Samples(inputs=inputs, unbatched=fixed).batches(compare.batch, ctx.device)
+            ours = torch.cat([compare.add(part) for part in parts])
+            _, gain, shift = (found.to(ctx.device) for found in compare.sums.regress(least))
+            return affine_by_group(ours, gain, shift, reference.time_group(inputs[1], compare.edges))
+
+        for _ in trajectory(
+            denoise, ctx.model.sampler(), ctx.sampling, seed=ctx.seed, stream="calibration",
+            indices=images.tolist(), device=ctx.device,
+        ):  # fmt: skip
+            task.advance()
+
+
+def sampled_times(ctx: PassContext) -> Tensor:
+    """The timesteps as the denoiser is given them."""
+    sampler = ctx.model.sampler()
+    times: Tensor = make_scheduler(ctx.sampling, sampler.scheduler_config).timesteps
+    return times * sampler.time_scale if sampler.time_scale != 1.0 else times
 
 
 def insert(graph: GraphModule, edges: Tensor, gain: Tensor, shift: Tensor) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from qpass_passes.assign import Assign
-from qpass_passes.output_correction import Moments, OutputCorrection
+from qpass_passes.moments import Moments
+from qpass_passes.output_correction import OutputCorrection
 from qpass_passes.simulate import Simulate
 
 from qpass.errors import PreconditionError, RecipeError
