@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 WEIGHT, CHANNEL_FIRST, CHANNEL_LAST = "weight", "channel-first", "channel-last"
+COMPARED = 64  # levels up to which comparing with each of them is quicker, compiled, than a search
 TOKEN_LAST = "token-last"  # (..., channels, tokens): the keys of attention in their product with the queries
 
 
@@ -172,8 +173,10 @@ def fake_quantize_codebook(
         if table.dim() == 2:
             thresholds, table = thresholds[group], table[group]
     s = spread(scale, x, layout, granularity, group_size)
-    codes = encode_codebook(_moved(x, layout, inverse, offset), s, thresholds)
-    return decode_codebook(codes, table).mul_(s).to(x.dtype)
+    moved = _moved(x, layout, inverse, offset)
+    if torch.compiler.is_compiling() and table.shape[-1] <= COMPARED:
+        return (by_comparison(moved * s.reciprocal(), thresholds, table) * s).to(x.dtype)
+    return decode_codebook(encode_codebook(moved, s, thresholds), table).mul_(s).to(x.dtype)
 
 
 def rescale(x: Tensor, layout: str, inverse: Tensor, offset: Tensor | None = None) -> Tensor:
@@ -198,6 +201,19 @@ def encode_codebook(x: Tensor, scale: Tensor, thresholds: Tensor) -> Tensor:
         return torch.bucketize(values, thresholds)
     rows = thresholds.expand(len(x), -1).contiguous()
     return torch.searchsorted(rows, values.reshape(len(x), -1)).reshape(x.shape)
+
+
+def by_comparison(values: Tensor, thresholds: Tensor, table: Tensor) -> Tensor:
+    """The levels that values are rounded to, as a search would find them, NaN's too: compared with every threshold.
+
+    Compiled, that is one walk over the tensor, with vectors, where a search and a look-up take a walk each without.
+    """
+    shape = [-1] + [1] * (values.dim() - 1) if table.dim() == 2 else []
+    first, *levels = (level.reshape(shape) for level in table.unbind(-1))
+    found = first.expand_as(values)
+    for threshold, level in zip(thresholds.unbind(-1), levels, strict=True):
+        found = torch.where(values <= threshold.reshape(shape), found, level)
+    return found
 
 
 def decode_codebook(codes: Tensor, table: Tensor) -> Tensor:

@@ -123,6 +123,32 @@ def test_log2_by_hand():
     assert fake_quantize(x, spec, params, "channel-last").tolist() == [expected]
 
 
+@pytest.mark.parametrize("compared", [64, 0], ids=["compared", "searched"])
+@pytest.mark.parametrize("own", [False, True], ids=["one table", "a table for each group"])
+def test_compiled_it_finds_the_same_levels(own, compared, monkeypatch):
+    """To the last bit, on the thresholds themselves and at infinity and NaN too, whichever way it looks for them."""
+    monkeypatch.setattr(reference, "COMPARED", compared)
+    table, thresholds = codebook(QuantSpec(format="log2", bits=4), torch.device("cpu"))
+    scale = torch.tensor([[1.0], [0.5]])
+    if own:
+        table, thresholds = torch.stack([table, table.sqrt()]), torch.stack([thresholds, thresholds.sqrt()])
+    ends = torch.tensor([float("inf"), -float("inf"), float("nan"), 0.0, 2.0])
+    row = torch.cat([thresholds.flatten(), thresholds.flatten() / 2, ends, torch.rand(100)])
+    x, group = row.repeat(3, 1), torch.tensor([0, 1, 1])
+    args = ("channel-last", "tensor", 0)
+    names = []
+
+    def backend(graph, inputs):
+        names.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    plain = lambda x, group: reference.fake_quantize_codebook(x, scale, thresholds, table, *args, group)  # noqa: E731
+    found = torch.compile(plain, backend=backend, fullgraph=True)(x, group)
+    assert any("bucketize" in name or "searchsorted" in name for name in names) == (not compared)
+    assert torch.equal(found, plain(x, group))
+    assert not torch.isnan(found).any()
+
+
 def test_time_groups_pick_each_samples_parameters():
     """A batch whose samples have their own timesteps is rounded sample by sample as each group alone would be."""
     edges = torch.tensor([100.0, 500.0])
