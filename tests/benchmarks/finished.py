@@ -7,6 +7,7 @@ from pathlib import Path
 
 import attrs
 import torch
+from looks import edges
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -36,11 +37,13 @@ class Finished:
         return last.after.clamp(-1, 1) * 127.5
 
 
-def asked(about: str | None) -> argparse.Namespace:
-    """What the command line says: `runs`, folders, and how many `images` to draw of each."""
+def asked(about: str | None, **more: dict[str, object]) -> argparse.Namespace:
+    """What the command line says: `runs`, folders, how many `images` to draw of each, and `more` options."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, with recipe.toml and artifact")
     parser.add_argument("--images", type=int, default=64)
+    for name, how in more.items():
+        parser.add_argument(f"--{name}", **how)
     return parser.parse_args()
 
 
@@ -57,3 +60,8 @@ def opened(folder: Path) -> Finished:
 def psnr(a: Tensor, b: Tensor) -> float:
     """In dB, over all images."""
     return float(10 * torch.log10(255**2 / (a - b).square().mean()))
+
+
+def grain(images: Tensor) -> float:
+    """Of images as `drawn`: how far a value is from the mean of its four neighbours, root mean square."""
+    return edges(images.permute(0, 2, 3, 1).double().numpy())

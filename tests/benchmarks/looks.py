@@ -15,6 +15,12 @@ import numpy as np
 from qpass.images import First, open_images
 
 
+def edges(x: np.ndarray) -> float:
+    """How far values are from the mean of their four neighbours, root mean square; images are N x H x W x C."""
+    across, down = (x[:, 1:-1, :-2] + x[:, 1:-1, 2:]), (x[:, :-2, 1:-1] + x[:, 2:, 1:-1])
+    return float(np.sqrt(((x[:, 1:-1, 1:-1] - (across + down) / 4) ** 2).mean()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+")
@@ -27,13 +33,10 @@ def main() -> None:
         first = First(opened, min(options.samples, len(opened)))
         x = np.concatenate(list(first.batches(250))).astype(float)
         means = x.mean((1, 2))
-        across, down = (x[:, 1:-1, :-2] + x[:, 1:-1, 2:]), (x[:, :-2, 1:-1] + x[:, 2:, 1:-1])
-        edges = x[:, 1:-1, 1:-1] - (across + down) / 4
         light = " ".join(f"{value:.0f}" for value in means.mean(0))
         spread = np.sqrt(means.var(0).mean())
         print(
-            f"| {opened.name} | {len(x)} | {light} | {spread:.0f} | {x.std((1, 2)).mean():.0f} "
-            f"| {np.sqrt((edges**2).mean()):.1f} |",
+            f"| {opened.name} | {len(x)} | {light} | {spread:.0f} | {x.std((1, 2)).mean():.0f} | {edges(x):.1f} |",
             flush=True,
         )
 

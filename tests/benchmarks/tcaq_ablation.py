@@ -52,9 +52,13 @@ def corrected(recipe: Recipe) -> None:
     recipe["passes"].insert(-1, {"use": "bias-correction"})
 
 
-def output_corrected(recipe: Recipe) -> None:
-    """The output's shrinking and shift undone, after everything else."""
-    recipe["passes"].append({"use": "output-correction"})
+def output_corrected(way: str) -> Change:
+    """The output's shrinking and shift undone, after everything else, on full precision's way or the model's own."""
+
+    def change(recipe: Recipe) -> None:
+        recipe["passes"].append({"use": "output-correction", "way": way})
+
+    return change
 
 
 def one_group(recipe: Recipe) -> None:
@@ -104,7 +108,8 @@ PIECES: dict[str, tuple[Change, ...]] = {
     "time-par": (without("tcr", "daq"),),
     "time-tcr-par": (without("daq"),),
     "all": (),
-    "all-output": (output_corrected,),
+    "all-output": (output_corrected("full"),),
+    "all-output-own": (output_corrected("own"),),
 }
 SETTINGS: dict[str, tuple[Change, ...]] = {
     "groups-5": (groups(5),),
@@ -135,7 +140,7 @@ SPENT: dict[str, tuple[Change, ...]] = {
     "allocate-time": (without("tcr", "daq", "par"), raised(0.05)),
     "allocate-time-tcr": (without("daq", "par"), raised(0.05)),
     "allocate-all": (raised(0.05),),
-    "allocate-all-output": (raised(0.05), output_corrected),
+    "allocate-all-output": (raised(0.05), output_corrected("full")),
     "budget-2": (without("par"), raised(0.02)),
     "budget-5": (without("par"), raised(0.05)),
     "budget-10": (without("par"), raised(0.1)),
