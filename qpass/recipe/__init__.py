@@ -112,12 +112,24 @@ def read(
 
 
 def at_bits(data: Mapping[str, Any], weight: int, given: int) -> dict[str, Any]:
-    """A copy in which `assign` rounds weights and inputs to integers of these bits, all else as it was."""
+    """A copy in which `assign` rounds weights and inputs to integers of these bits, all else as it was.
+
+    Inputs that have a word of their own, such as those of linear layers, go along if they had as many bits as the rest.
+    """
     tables = spelt_out(data)
     for entry in tables["passes"]:
-        for key, width in (("weight", weight), ("input", given)) if entry.get("use") == "assign" else ():
+        if entry.get("use") != "assign":
+            continue
+        before = re.match(r"int[2-8]\b", str(entry.get("input")))
+        of_inputs = before.group() if before else "int[2-8]"
+        for key, width, old in (
+            ("weight", weight, "int[2-8]"),
+            ("linear_input", given, of_inputs),
+            ("attention", given, of_inputs),
+            ("input", given, "int[2-8]"),
+        ):
             if isinstance(text := entry.get(key), str):
-                entry[key] = re.sub(r"^int[2-8]\b", f"int{width}", text)
+                entry[key] = re.sub(rf"^{old}\b", f"int{width}", text)
     return tables
 
 

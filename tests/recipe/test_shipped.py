@@ -10,7 +10,7 @@ import pytest
 
 from qpass.errors import RecipeError
 from qpass.plugins import Catalog
-from qpass.recipe import from_data, read, shipped
+from qpass.recipe import at_bits, from_data, read, shipped
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -38,6 +38,15 @@ def test_a_method_can_be_had_at_any_bits(known: Catalog, name: str, file: str) -
     assert attrs.evolve(step, weight=theirs.weight, input=theirs.input) == theirs
     assert found.passes[1:] == other.passes[1:]
     assert found.data() | {"passes": []} == other.data() | {"passes": []}
+
+
+def test_inputs_with_a_word_of_their_own_go_along(known: Catalog) -> None:
+    """Those of linear layers get the bits of the rest; what was set to others on purpose stays."""
+    found = read("best-w8a8", catalog=known).passes[0]
+    assert (found.input, found.linear_input) == ("int8 tensor time:20", "int8 token dynamic")
+    ours = {"use": "assign", "input": "int4 tensor", "linear_input": "int4 token", "attention": "int8 tensor"}
+    step = at_bits({"passes": [ours]}, 6, 5)["passes"][0]
+    assert step == ours | {"input": "int5 tensor", "linear_input": "int5 token"}
 
 
 @pytest.mark.parametrize("name", ["brecq-w1a8", "brecq-w9a8", "nothing-w4a8", "brecq", "-w3a3", "w4a4-w3a3"])
