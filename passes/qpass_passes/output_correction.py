@@ -42,9 +42,9 @@ class OutputCorrection(Pass):
     takes noise that its own errors have left for part of the image, and gives back less of it, step after step.
     `least` bounds 1 + k from below: at the last steps of a badly rounded model k comes close to -1, and dividing by
     almost nothing would blow up what is left. On the model's own way k grows by what it has done before, so there a
-    bound close to 1 is better (the recipe `best-w4a4` has 0.96). It comes after `simulate`. A variance that the model predicts beside
-    the noise stays as it is. PTQD takes the variance of d out of the noise that a stochastic sampler adds; that is
-    not done here, and with DDIM at eta 0 there is none to take it from.
+    bound close to 1 is better (the recipe `best-w4a4` has 0.96). It comes after `simulate`. A variance that the model
+    predicts beside the noise stays as it is. PTQD takes the variance of d out of the noise that a stochastic sampler
+    adds; that is not done here, and with DDIM at eta 0 there is none to take it from.
     """
 
     name: ClassVar[str] = "output-correction"
