@@ -122,12 +122,9 @@ def at_bits(data: Mapping[str, Any], weight: int, given: int) -> dict[str, Any]:
             continue
         before = re.match(r"int[2-8]\b", str(entry.get("input")))
         of_inputs = before.group() if before else "int[2-8]"
-        for key, width, old in (
-            ("weight", weight, "int[2-8]"),
-            ("linear_input", given, of_inputs),
-            ("attention", given, of_inputs),
-            ("input", given, "int[2-8]"),
-        ):
+        for key in ("weight", "input", "linear_input", "attention"):
+            width = weight if key == "weight" else given
+            old = "int[2-8]" if key in ("weight", "input") else of_inputs
             if isinstance(text := entry.get(key), str):
                 entry[key] = re.sub(rf"^{old}\b", f"int{width}", text)
     return tables
