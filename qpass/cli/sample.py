@@ -22,15 +22,24 @@ GAP = 2  # white pixels between images
 
 def _out(ctx: click.Context, param: click.Parameter, out: Path) -> Path:
     """Refuse, before anything is drawn, what could not be written after it."""
-    if out.suffix.lower() not in (".png", ".npz", ""):
+    if not _folder(out) and out.suffix.lower() not in (".png", ".npz"):
         why = f"{str(out)!r} must end in .png (one grid) or .npz (an array), or in nothing (a folder of PNGs)"
         raise click.BadParameter(why, ctx=ctx, param=param)
-    if not out.parent.is_dir():
+    if not _folder(out) and not out.parent.is_dir():
         raise click.BadParameter(f"there is no folder {str(out.parent)!r}; create it first", ctx=ctx, param=param)
-    if out.is_dir() != (out.suffix == "") and out.exists():
+    if out.exists() and out.is_dir() != _folder(out):
         kind = "a folder" if out.is_dir() else "a file"
         raise click.BadParameter(f"{str(out)!r} is {kind} already; choose another name", ctx=ctx, param=param)
     return out
+
+
+def _folder(out: Path) -> bool:
+    """Whether a folder is meant: what follows the last dot is no file's ending, but part of a name, as in guided-1.5.
+
+    >>> _folder(Path("images")), _folder(Path("w4a4-cifar10-dit-1.5-seed0")), _folder(Path("grid.jpg"))
+    (True, True, False)
+    """
+    return not out.suffix[1:].isalpha()
 
 
 @click.command("sample", short_help="Draw images from a quantized or original model.", epilog=options.EXIT_CODES)
@@ -88,7 +97,8 @@ def command(
       qpass sample cifar10-unet --set sampling.scheduler=ddpm --steps 1000 --out original.png
       qpass sample diffusers --set model.path=my-pipeline/ --count 5000 --device cuda --out images/
 
-    A file appears when it is complete and replaces the one that is there; the folder it lies in must exist.
+    A file appears when it is complete and replaces the one that is there; the folder it lies in must exist. A
+    folder of images is created, with those above it.
     """
     import numpy as np
 
@@ -104,7 +114,7 @@ def command(
         else:
             _known(source, catalog)
             found = draw.original(source, catalog=catalog, device=device, overrides=changes)
-        if not out.suffix:
+        if _folder(out):
             draw.into_folder(found, out, seed=seed, count=count, progress=progress)
         else:
             images = np.concatenate(list(found.batches(seed=seed, count=count, progress=progress)))

@@ -82,8 +82,8 @@ def test_the_grid_is_nearly_square(count: int, rows: int, columns: int) -> None:
     assert (height, width) == (rows * (8 + GAP) - GAP, columns * (8 + GAP) - GAP)
 
 
-def test_the_target_folder_must_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A folder that is not there is refused before anything is drawn."""
+def test_the_folder_of_a_file_must_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that is not there is refused before anything is drawn."""
     assert main(["sample", str(tmp_path), "--out", str(tmp_path / "no" / "grid.png")]) == 2
     assert f"there is no folder {str(tmp_path / 'no')!r}; create it first" in capsys.readouterr().err
 
@@ -120,21 +120,22 @@ def test_a_model_by_name_draws_its_own_images(unet_folder: Path, tmp_path: Path)
         "--steps",
         "2",
     ]
-    for out in ("images", "array.npz", "grid.png"):
-        assert main([*args, "--count", "5", "--seed", "3", "--out", str(tmp_path / out)]) == 0
-    files = [np.asarray(Image.open(tmp_path / "images" / f"{i:06d}.png")) for i in range(5)]
+    images = tmp_path / "new" / "guided-1.5"
+    for out in (images, tmp_path / "array.npz", tmp_path / "grid.png"):
+        assert main([*args, "--count", "5", "--seed", "3", "--out", str(out)]) == 0
+    files = [np.asarray(Image.open(images / f"{i:06d}.png")) for i in range(5)]
     with np.load(tmp_path / "array.npz") as stored:
         assert (stored["arr_0"] == np.stack(files)).all()
     assert (np.asarray(Image.open(tmp_path / "grid.png")) == grid(np.stack(files))).all()
-    about = json.loads((tmp_path / "images" / "sampling.json").read_text())
+    about = json.loads((images / "sampling.json").read_text())
     assert about["seed"] == 3
     assert about["steps"] == 2
-    told = open_images(str(tmp_path / "images")).protocol()  # what figures of them will carry
+    told = open_images(str(images)).protocol()  # what figures of them will carry
     assert {k: told[k] for k in ("images", "sampler", "steps", "guidance", "seed", "passes", "model")} == {
         "images": 5, "sampler": "ddim", "steps": 2, "guidance": 1.0, "seed": 3, "passes": [], "model": "diffusers",
     }  # fmt: skip
     assert "batch" not in told
-    names = {file.name for file in (tmp_path / "images").iterdir()}
+    names = {file.name for file in images.iterdir()}
     assert names == {*(f"{i:06d}.png" for i in range(5)), "sampling.json", ".lock"}
 
 
