@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
@@ -16,7 +17,7 @@ from qpass.graph import trace
 from qpass.plugins import catalog
 from qpass.recipe import Recipe, read
 from qpass.sampling import Sampling
-from qpass.sampling.loop import Denoise, trajectory
+from qpass.sampling.loop import Denoise, Moment, trajectory
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -28,12 +29,16 @@ class Finished:
     teacher: GraphModule
     student: GraphModule
 
-    def drawn(self, denoise: Denoise, sampling: Sampling, *, stream: str, images: int) -> Tensor:
-        """By either model, or by what stands between a model and the sampler."""
-        *_, last = trajectory(
+    def way(self, denoise: Denoise, sampling: Sampling, *, stream: str, images: int) -> Iterator[Moment]:
+        """Step by step, by either model, or by what stands between a model and the sampler."""
+        return trajectory(
             denoise, self.recipe.model.sampler(), sampling, seed=0, stream=stream, indices=range(images),
             device=torch.device("cpu"),
         )  # fmt: skip
+
+    def drawn(self, denoise: Denoise, sampling: Sampling, *, stream: str, images: int) -> Tensor:
+        """The images at the end of that way."""
+        *_, last = self.way(denoise, sampling, stream=stream, images=images)
         return last.after.clamp(-1, 1) * 127.5
 
 
